@@ -1,0 +1,1 @@
+"""The command line: a Typer application over `scao_hf.finetune`."""
