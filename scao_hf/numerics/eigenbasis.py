@@ -1,0 +1,316 @@
+"""Eigenbases of symmetric factors: exact, by orthogonal iteration, and tracked by a sketch that never forms d×d."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scao_hf.numerics.kronecker import finite_matrices
+
+JITTERS = (0.0, 1e-6, 1e-4)
+"""Multiples of the mean eigenvalue added to a factor, in turn, when its decomposition fails."""
+
+
+class Eigenbasis(NamedTuple):
+    """Leading eigenpairs: orthonormal columns `vectors` (..., d, k) and `values` (..., k), descending."""
+
+    vectors: Tensor
+    values: Tensor
+
+
+class Sketch(NamedTuple):
+    """A tracked subspace: orthonormal `vectors` U (..., d, k) and `product` Y ≈ E[G Gᵀ] U (..., d, k)."""
+
+    vectors: Tensor
+    product: Tensor
+
+
+def eigh_descending(factor: Tensor, fallback: Eigenbasis | None = None) -> tuple[Eigenbasis, Tensor]:
+    """Decompose symmetric matrices, largest eigenvalue first, and never fail silently or fatally.
+
+        A = V diag(λ) Vᵀ
+
+    A solver that does not converge is tried again with growing jitter, then in float64. A matrix that holds a NaN or an
+    Inf, or whose decomposition does, or that no attempt could decompose, keeps its `fallback` and is reported.
+
+    Args:
+        factor: (..., d, d), floating; the lower triangle counts.
+        fallback: the last good basis, vectors (..., d, d) and values (..., d); the unit vectors and zeros if None.
+
+    Returns:
+        The basis, contiguous, in the dtype of `factor`, and (...) bool: which matrices kept their fallback.
+    """
+    if fallback is None:
+        fallback = _unit_basis(factor)
+    finite = finite_matrices(factor)
+    safe = torch.where(finite[..., None, None], factor, torch.zeros_like(factor))
+    basis = _eigh_with_escalation(safe)
+    if basis is None:
+        return fallback, torch.ones_like(finite)
+    good = finite & finite_matrices(basis.vectors) & torch.isfinite(basis.values).all(-1)
+    vectors = torch.where(good[..., None, None], basis.vectors, fallback.vectors)
+    values = torch.where(good[..., None], basis.values, fallback.values)
+    return Eigenbasis(vectors.contiguous(), values.contiguous()), ~good
+
+
+def _unit_basis(factor: Tensor) -> Eigenbasis:
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
+    return Eigenbasis(identity, torch.zeros_like(factor[..., 0]))
+
+
+def _eigh_with_escalation(factor: Tensor) -> Eigenbasis | None:
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    scale = factor.diagonal(dim1=-2, dim2=-1).abs().mean(-1)[..., None, None]
+    # eigh has no bfloat16 kernel, and float32 keeps the basis orthonormal to about 1e-6.
+    for dtype in (torch.promote_types(factor.dtype, torch.float32), torch.float64):
+        for jitter in JITTERS:
+            try:
+                values, vectors = torch.linalg.eigh((factor + jitter * scale * identity).to(dtype))
+            except torch.linalg.LinAlgError:
+                continue
+            return Eigenbasis(vectors.flip(-1).to(factor.dtype), values.flip(-1).to(factor.dtype))
+    return None
+
+
+def rayleigh_quotients(factor: Tensor, vectors: Tensor) -> Tensor:
+    """Eigenvalue estimates of the columns of a basis.
+
+        diag(Uᵀ A U)
+
+    Args:
+        factor: (..., d, d).
+        vectors: (..., d, k), orthonormal columns.
+
+    Returns:
+        (..., k), new.
+    """
+    return (vectors * (factor @ vectors)).sum(-2)
+
+
+def descending_order(values: Tensor) -> Tensor:
+    """Indices (..., k) that sort `values` (..., k) from large to small; ties keep their order, NaN comes last."""
+    return values.nan_to_num(nan=-torch.inf).argsort(dim=-1, descending=True, stable=True)
+
+
+def take_columns(matrix: Tensor, order: Tensor) -> Tensor:
+    """Reorder the columns of (..., d, k) by indices (..., k)."""
+    return torch.take_along_dim(matrix, order.unsqueeze(-2), dim=-1)
+
+
+def orthogonal_iteration(factor: Tensor, vectors: Tensor, num_iterations: int = 1) -> tuple[Tensor, Tensor]:
+    """Turn a basis towards the eigenvectors of a factor.
+
+        U <- qr(A U), num_iterations times
+
+    The columns should come in descending order of their Rayleigh quotients (`descending_order`), since QR keeps the
+    span of every leading group of columns. Where the result is not finite the old basis stays.
+
+    Args:
+        factor: (..., d, d), symmetric.
+        vectors: (..., d, k), orthonormal columns.
+        num_iterations: ≥ 1.
+
+    Returns:
+        New (..., d, k), contiguous, and (...) bool: where the old basis stayed.
+
+    Source: orthogonal iteration, Golub & Van Loan, Matrix Computations, §8.2.4; in SOAP: Vyas et al. (2024),
+    arXiv:2409.11321, Algorithm 4.
+    """
+    turned = vectors
+    for _ in range(num_iterations):
+        turned = torch.linalg.qr(factor @ turned).Q
+    good = finite_matrices(turned)
+    return torch.where(good[..., None, None], turned, vectors).contiguous(), ~good
+
+
+def cholesky_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormalise the columns of a tall matrix with matrix products and triangular solves only.
+
+        X ← X chol(XᵀX + s I)⁻ᵀ, once with a shift s for safety, then twice without
+
+    Three passes of a shifted Cholesky-QR keep the loss of orthogonality at rounding level up to a condition number of
+    about 1e6 in float32; a column span beyond that (rank-deficient input) is reported as failed.
+
+    Args:
+        matrix: (..., d, k) with d ≥ k, float32 or float64.
+
+    Returns:
+        Orthonormal columns (..., d, k), new, and (...) bool: which matrices failed, whose content is then undefined.
+
+    Source: Fukaya, Kannan, Nakatsukasa, Yamamoto & Yanagisawa (2020), SIAM J. Sci. Comput. 42(1), shifted CholeskyQR3.
+    """
+    columns = matrix.shape[-1]
+    identity = torch.eye(columns, dtype=matrix.dtype, device=matrix.device)
+    shift = 11 * columns * torch.finfo(matrix.dtype).eps
+    orthonormal, failed = matrix, torch.zeros(matrix.shape[:-2], dtype=torch.bool, device=matrix.device)
+    for relative_shift in (shift, 0.0, 0.0):
+        gram = orthonormal.mT @ orthonormal
+        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        lower, info = torch.linalg.cholesky_ex(gram + relative_shift * trace * identity)
+        orthonormal = torch.linalg.solve_triangular(lower, orthonormal.mT, upper=False).mT
+        failed = failed | (info != 0)
+    defect = (orthonormal.mT @ orthonormal - identity).abs().flatten(-2).amax(-1)
+    # A rank-deficient span passes the shifted first step and is betrayed by its last Gram matrix.
+    return orthonormal.contiguous(), failed | ~(defect < 100 * columns * torch.finfo(matrix.dtype).eps)
+
+
+def orthonormalize(matrix: Tensor) -> Tensor:
+    """Orthonormalise columns as the first columns of a product of k true Householder reflections.
+
+        U = H_1 ⋯ H_k E_k,    H_j = I − τ_j v_j v_jᵀ,  1 ≤ τ_j ≤ 2,    span U[:, :a] = span X[:, :a] for every a
+
+    Where a column is already eliminated LAPACK leaves out its reflection (τ_j = 0); here it becomes the reflection of
+    one coordinate, which turns the column's sign. So every leading block of I − U[:k]ᵀ is invertible, which
+    `precondition.coupling` relies on.
+
+    Args:
+        matrix: (..., d, k) with d ≥ k, float32 or float64; columns may be dependent or zero.
+
+    Returns:
+        (..., d, k), new, orthonormal; NaN in gives NaN out.
+
+    Source: Ballard, Demmel, Grigori, Jacquelin, Knight & Nguyen (2015), J. Parallel Distrib. Comput. 85, §4, on the
+    reconstruction of Householder vectors from an orthonormal matrix.
+    """
+    reflectors, tau = torch.geqrf(matrix)
+    vectors = torch.linalg.householder_product(reflectors, tau)
+    return torch.where(tau.unsqueeze(-2) == 0, -vectors, vectors).contiguous()
+
+
+def initial_sketch(grad: Tensor, rank: int, weight: float) -> Sketch:
+    """Begin to track the column space of a gradient.
+
+        U = orth(G Gᵀ G Ω),   Y = weight · G Gᵀ U,   Ω (n, rank) fixed pseudo-random
+
+    Args:
+        grad: (..., m, n), float32; zero or not finite gives unit vectors (up to sign) and Y = 0.
+        rank: columns to track, 1 ≤ rank ≤ m.
+        weight: what the first observation counts, 1 − rho.
+
+    Returns:
+        Vectors and product, both (..., m, rank), new.
+    """
+    accept = finite_matrices(grad)
+    grad = torch.where(accept[..., None, None], grad, torch.zeros_like(grad))
+    # A gradient of 1e-25 would vanish in the fifth power below; its scale carries no information about the span.
+    scale = grad.flatten(-2).abs().amax(-1)[..., None, None]
+    unit = grad / torch.where(scale > 0, scale, torch.ones_like(scale))
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(grad.shape[-1], rank, generator=generator).to(grad)
+    vectors = orthonormalize(unit @ (unit.mT @ (unit @ probes)))
+    return Sketch(vectors, weight * (grad @ (grad.mT @ vectors)))
+
+
+def update_sketch(product: Tensor, grad: Tensor, projection: Tensor, beta: float) -> None:
+    """Fold one gradient into the accumulated power sketch, in place, while the vectors stay.
+
+        Y <- beta Y + (1 - beta) G (Uᵀ G)ᵀ       so that Y = EMA(G Gᵀ) U exactly, without any d×d matrix
+
+    A gradient with a NaN or an Inf is skipped, matrix by matrix.
+
+    Args:
+        product: Y (..., m, k), float32; overwritten.
+        grad: G (..., m, n), float32.
+        projection: Uᵀ G (..., k, n), float32.
+        beta: decay per call, in [0, 1).
+    """
+    updated = torch.lerp(product, grad @ projection.mT, 1 - beta)
+    accept = finite_matrices(updated)
+    product.copy_(torch.where(accept[..., None, None], updated, product))
+
+
+def sketch_values(sketch: Sketch) -> Tensor:
+    """Eigenvalue estimates diag(Uᵀ Y) (..., k) of a sketch (..., d, k); biased by the start at zero, as Y is."""
+    return (sketch.vectors * sketch.product).sum(-2)
+
+
+def refresh_sketch(sketch: Sketch) -> tuple[Sketch, Tensor, Tensor]:
+    """Take one step of subspace iteration with the accumulated product.
+
+        sort by diag(Uᵀ Y);   U' = orth(Y);   Y' = Y (Uᵀ U')
+
+    Since Y = A U for the averaged A, U' is exactly one orthogonal iteration with the average of every gradient since
+    the last refresh. Y' is A U' restricted to the old span. Where the result is not finite the old sketch stays, with
+    a fresh product if the old one was spoilt.
+
+    Args:
+        sketch: vectors and product (..., d, k), float32.
+
+    Returns:
+        The new sketch; (..., k) int64, the old column that each new column continues; (...) bool, where the old vectors
+        stayed.
+    """
+    order = descending_order(sketch_values(sketch))
+    vectors = orthonormalize(take_columns(sketch.product, order))
+    product = sketch.product @ (sketch.vectors.mT @ vectors)
+    good = finite_matrices(product) & finite_matrices(vectors)
+    mask = good[..., None, None]
+    unchanged = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    kept = Sketch(
+        torch.where(mask, vectors, sketch.vectors),
+        torch.where(mask, product, sketch.product.nan_to_num(0.0, 0.0, 0.0)),
+    )
+    return kept, torch.where(good[..., None], order, unchanged), ~good
+
+
+def spectral_rank(values: Tensor, total: Tensor, mass: float, k_min: int, k_max: int) -> Tensor:
+    """Smallest rank whose eigenvalues hold a share of the whole spectrum.
+
+        k = min { k : Σ_{i≤k} λ_i ≥ mass · total },   k_min ≤ k ≤ k_max
+
+    Args:
+        values: (..., d) eigenvalues, descending; negative ones count as zero.
+        total: (...), the sum over the whole spectrum, which may be longer than `values`.
+        mass: share to keep, in (0, 1].
+        k_min: lower bound of the answer.
+        k_max: upper bound of the answer; at most d.
+
+    Returns:
+        (...), int64; a spectrum of zeros gives k_min.
+    """
+    reached = values.clamp_min(0).cumsum(-1) >= (mass * total).unsqueeze(-1)
+    needed = (~reached).sum(-1) + 1
+    return needed.clamp(min=min(k_min, k_max), max=k_max)
+
+
+def tail_value(values: Tensor, trace: Tensor, dim: int) -> Tensor:
+    """Mean eigenvalue of what k tracked eigenvalues leave.
+
+        σ = max(0, (tr A − Σ λ_i) / (d − k)),  0 if k = d
+
+    Args:
+        values: (..., k), tracked eigenvalues.
+        trace: (...), tr A.
+        dim: d ≥ k.
+
+    Returns:
+        (...), new.
+    """
+    remaining = dim - values.shape[-1]
+    if remaining == 0:
+        return torch.zeros_like(trace)
+    return ((trace - values.sum(-1)) / remaining).clamp_min(0)
+
+
+def excess_spectral_rank(values: Tensor, tail: Tensor, mass: float, k_min: int, k_max: int) -> Tensor:
+    """Smallest rank that holds a share of the spectral mass above the tail.
+
+        k = min { k : Σ_{i≤k} (λ_i − σ)₊ ≥ mass · Σ_{i≤K} (λ_i − σ)₊ },   k_min ≤ k ≤ k_max
+
+    A flat spectrum of any size has no excess and needs k_min, whatever its scale; a share of the *raw* mass would
+    call for nearly all of it.
+
+    Args:
+        values: (..., K) tracked eigenvalues, descending.
+        tail: (...), σ ≥ 0 (see `tail_value`).
+        mass: share to keep, in (0, 1].
+        k_min: lower bound of the answer.
+        k_max: upper bound of the answer; at most K.
+
+    Returns:
+        (...), int64.
+    """
+    excess = (values - tail.unsqueeze(-1)).clamp_min(0)
+    return spectral_rank(excess, excess.sum(-1), mass, k_min, k_max)
