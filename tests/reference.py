@@ -1,0 +1,605 @@
+"""The independent judge: every algorithm of the package again, float64, dense, one matrix at a time, in plain loops.
+
+Nothing here is shared with the library: it is written from the papers and the published sources, it imports torch only,
+and it spends memory and time freely (d×d maps, m×m factors) where the library must not.
+
+Sources
+    SCAO         the published SCAO 0.1 description: the algorithm box and the hyperparameter table.
+    SOAP         Vyas et al. (2024), arXiv:2409.11321, as NVIDIA's Emerging-Optimizers builds it: `soap/soap.py`
+                 (`SOAP.step`, `init_kronecker_factors`, `update_kronecker_factors`, `update_eigenbasis_and_momentum`,
+                 `precondition`), `soap/soap_utils.py` (`get_eigenbasis_eigh`, `get_eigenbasis_qr`), `utils/eig.py`
+                 (`orthogonal_iteration`, `met_approx_eigvals_criteria`) and `calculate_adam_update` of
+                 `scalar_optimizers`: read for the rules and their order, written anew here.
+    Shampoo      Gupta, Koren & Singer (2018), arXiv:1802.09568.
+    Adafactor    Shazeer & Stern (2018), arXiv:1804.04235, section 3: the rank-one second moment.
+    Householder  Golub & Van Loan, Matrix Computations, 4th edition, section 5.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+# ---------------------------------------------------------------------------------------------- Kronecker factors
+
+
+def identity(dim: int) -> Tensor:
+    return torch.eye(dim, dtype=torch.float64)
+
+
+def kronecker_factors(grads: Sequence[Tensor], beta: float, start: float = 0.0) -> tuple[Tensor, Tensor]:
+    """L = EMA of G Gᵀ and R = EMA of Gᵀ G over `grads`, both beginning as `start` times the identity."""
+    rows, columns = grads[0].shape
+    left, right = start * identity(rows), start * identity(columns)
+    for grad in grads:
+        grad = grad.double()
+        left = beta * left + (1 - beta) * grad @ grad.T
+        right = beta * right + (1 - beta) * grad.T @ grad
+    return left, right
+
+
+def debias(factor: Tensor, beta: float, num_updates: int) -> Tensor:
+    """Divide by 1 − βᵗ: the weights of the t gradients seen then sum to one."""
+    return factor.double() / (1 - beta**num_updates)
+
+
+def damp(factor: Tensor, absolute: float, relative: float) -> Tensor:
+    """factor + max(absolute, relative · tr / d) I."""
+    dim = factor.shape[0]
+    trace = sum(float(factor[i, i]) for i in range(dim))
+    return factor.double() + max(absolute, relative * trace / dim) * identity(dim)
+
+
+def eigh_descending(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, largest first, and their eigenvectors as columns."""
+    values, vectors = torch.linalg.eigh(matrix.double())
+    return values.flip(0), vectors.flip(1)
+
+
+def matrix_power(matrix: Tensor, exponent: float) -> Tensor:
+    """A symmetric positive definite matrix to a real power, by its eigendecomposition."""
+    values, vectors = eigh_descending(matrix)
+    return vectors @ torch.diag(values**exponent) @ vectors.T
+
+
+def projector(vectors: Tensor) -> Tensor:
+    """U Uᵀ: equal for two bases of one subspace, whatever the signs and the mixing of equal eigenvalues."""
+    return vectors.double() @ vectors.double().T
+
+
+def orthogonal_iteration(factor: Tensor, basis: Tensor, steps: int = 1) -> tuple[Tensor, Tensor]:
+    """Sort the columns of `basis` by diag(Qᵀ A Q), largest first, then `steps` times Q ← qr(A Q).
+
+    Returns the new basis and the permutation that sorted the old one.
+    """
+    order = torch.argsort(torch.diag(basis.T @ factor @ basis), descending=True)
+    basis = basis[:, order]
+    for _ in range(steps):
+        basis = torch.linalg.qr(factor @ basis).Q
+    return basis, order
+
+
+def diagonal_enough(factor: Tensor, basis: Tensor, tolerance: float) -> bool:
+    """‖diag(Qᵀ A Q)‖ ≥ (1 − tolerance) ‖A‖_F: the basis still serves, so the refresh may be skipped."""
+    diagonal = torch.diag(basis.T @ factor @ basis)
+    return bool(diagonal.norm() >= (1 - tolerance) * factor.norm())
+
+
+# ---------------------------------------------------------------------------------------------- rank
+
+
+def clamp_rank(rank: int, k_min: int, k_max: int, dim: int) -> int:
+    return min(max(rank, k_min), k_max, dim)
+
+
+def rank_by_mass(values: Sequence[float], epsilon: float, total: float | None = None) -> int:
+    """Smallest k with Σ_{i≤k} λ_i ≥ (1 − ε) Σ_j λ_j; `total` replaces the sum when only some λ are at hand."""
+    whole = sum(values) if total is None else total
+    partial = 0.0
+    for count, value in enumerate(values, start=1):
+        partial += value
+        if partial >= (1 - epsilon) * whole:
+            return count
+    return len(values)
+
+
+def rank_by_excess(values: Sequence[float], tail: float, epsilon: float) -> int:
+    """Smallest k with Σ_{i≤k} (λ_i − σ)₊ ≥ (1 − ε) Σ_{i≤K} (λ_i − σ)₊ over the K tracked values; 0 without excess."""
+    excess = [max(value - tail, 0.0) for value in values]
+    if sum(excess) == 0:
+        return 0
+    return rank_by_mass(excess, epsilon)
+
+
+# ---------------------------------------------------------------------------------------------- preconditioning
+
+
+def low_rank_correction(grad: Tensor, u: Tensor, s: Tensor, w: Tensor, z: Tensor, power: float = 0.25) -> Tensor:
+    """G + U (S^-p C Z^-p − C) Wᵀ with C = Uᵀ G W: the published rule, p = 1/4."""
+    grad, u, s, w, z = (tensor.double() for tensor in (grad, u, s, w, z))
+    core = u.T @ grad @ w
+    scaled = torch.diag(s**-power) @ core @ torch.diag(z**-power)
+    return grad + u @ (scaled - core) @ w.T
+
+
+def natural_gradient_norm(grad: Tensor, u: Tensor, s: Tensor, w: Tensor, z: Tensor, power: float = 0.25) -> float:
+    """‖S^-p (Uᵀ G W) Z^-p‖_F, the norm of the scaled core."""
+    grad, u, s, w, z = (tensor.double() for tensor in (grad, u, s, w, z))
+    core = u.T @ grad @ w
+    total = 0.0
+    for i in range(core.shape[0]):
+        for j in range(core.shape[1]):
+            total += float(s[i] ** -power * core[i, j] * z[j] ** -power) ** 2
+    return math.sqrt(total)
+
+
+def tail_level(trace: float, values: Sequence[float], dim: int) -> float:
+    """σ = (tr − Σ s) / (d − k): the isotropic tail that keeps the trace; zero when nothing is left out."""
+    left_out = dim - len(values)
+    return (trace - sum(values)) / left_out if left_out else 0.0
+
+
+def spike_plus_tail(u: Tensor, s: Tensor, tail: float) -> Tensor:
+    """U diag(s) Uᵀ + σ (I − U Uᵀ), materialised."""
+    return u.double() @ torch.diag(s.double()) @ u.double().T + tail * (identity(u.shape[0]) - projector(u))
+
+
+def four_blocks(
+    grad: Tensor, u: Tensor, s: Tensor, left_tail: float, w: Tensor, z: Tensor, right_tail: float, power: float = 0.25
+) -> Tensor:
+    """L̂^-p G R̂^-p with both spike-plus-tail factors materialised."""
+    left = matrix_power(spike_plus_tail(u, s, left_tail), -power)
+    right = matrix_power(spike_plus_tail(w, z, right_tail), -power)
+    return left @ grad.double() @ right
+
+
+def trace_normalisation(
+    total: float, s: Tensor, left_tail: float, m: int, z: Tensor, right_tail: float, n: int, power: float
+) -> float:
+    """c_p = τ / sqrt(tr L̂^(1−2p) · tr R̂^(1−2p)): E‖c_p L̂^-p G R̂^-p‖² = E‖G‖² under Cov(vec G) = R ⊗ L / τ."""
+
+    def trace(values: Tensor, tail: float, dim: int) -> float:
+        spectrum = [float(value) for value in values] + [tail] * (dim - len(values))
+        return sum(value ** (1 - 2 * power) for value in spectrum)
+
+    return total / math.sqrt(trace(s, left_tail, m) * trace(z, right_tail, n))
+
+
+def polar_factor(matrix: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal rows or columns, U Vᵀ of the singular value decomposition."""
+    u, _, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return u @ v
+
+
+def graft(direction: Tensor, magnitude: Tensor) -> Tensor:
+    """`direction` with the Frobenius norm of `magnitude`; zero stays zero."""
+    norm = float(direction.double().norm())
+    return direction.double() * (float(magnitude.double().norm()) / norm) if norm else direction.double()
+
+
+# ---------------------------------------------------------------------------------------------- tracking
+
+
+def power_sketch(grads: Sequence[Tensor], basis: Tensor, beta: float) -> Tensor:
+    """EMA(G Gᵀ) U with the m×m factor materialised; the sketch that never forms it must agree."""
+    left, _ = kronecker_factors(grads, beta)
+    return left @ basis.double()
+
+
+def reflector(x: Tensor) -> tuple[Tensor, float]:
+    """The Householder reflection I − 2 v vᵀ / vᵀv that sends x to −sign(x₁) ‖x‖ e₁, and that sign's image."""
+    sign = -1.0 if float(x[0]) < 0 else 1.0
+    v = x.clone()
+    v[0] += sign * x.norm()
+    return identity(len(x)) - 2 * torch.outer(v, v) / (v @ v), -sign
+
+
+def householder_completion(frame: Tensor, active: int) -> Tensor:
+    """An orthogonal d×d matrix H whose first `active` columns are those of `frame`.
+
+    H = P₁ P₂ … P_a · diag(±1, 1): the reflectors of the Householder QR of the orthonormal columns (whose triangle is
+    then diagonal, ±1), the signs absorbed into the first a columns. For a square frame H is the frame itself.
+    """
+    dim = frame.shape[0]
+    work, product, signs = frame.double()[:, :active].clone(), identity(dim), torch.ones(dim, dtype=torch.float64)
+    for j in range(active):
+        small, sign = reflector(work[j:, j])
+        step = identity(dim)
+        step[j:, j:] = small
+        work = step @ work
+        product = product @ step
+        signs[j] = sign
+    return product * signs
+
+
+# ---------------------------------------------------------------------------------------------- moments
+
+
+def adam_direction(m: Tensor, v: Tensor, betas: tuple[float, float], step: int, eps: float) -> Tensor:
+    """(m / (1 − β₁ᵗ)) / (sqrt(v / (1 − β₂ᵗ)) + ε)."""
+    return (m / (1 - betas[0] ** step)) / ((v / (1 - betas[1] ** step)).sqrt() + eps)
+
+
+def factored_second_moment(grads: Sequence[Tensor], beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Debiased EMAs r of the row means and c of the column means of G², and the matrix r cᵀ / mean(r)."""
+    rows, columns = grads[0].shape
+    r, c = torch.zeros(rows, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64)
+    for grad in grads:
+        square = grad.double() ** 2
+        for i in range(rows):
+            r[i] = beta * r[i] + (1 - beta) * square[i].mean()
+        for j in range(columns):
+            c[j] = beta * c[j] + (1 - beta) * square[:, j].mean()
+    scale = 1 - beta ** len(grads)
+    r, c = r / scale, c / scale
+    return r, c, torch.outer(r, c) / r.mean()
+
+
+class AdamW:
+    """Loshchilov & Hutter (2019), arXiv:1711.05101, for one tensor."""
+
+    def __init__(self, parameter: Tensor, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float):
+        self.parameter = parameter.double().clone()
+        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+        self.m, self.v = torch.zeros_like(self.parameter), torch.zeros_like(self.parameter)
+        self.steps = 0
+
+    def effective(self, grad: Tensor) -> Tensor:
+        """The gradient that the moments see."""
+        return grad
+
+    def step(self, grad: Tensor) -> Tensor:
+        self.steps += 1
+        grad = self.effective(grad.double())
+        beta1, beta2 = self.betas
+        self.m = beta1 * self.m + (1 - beta1) * grad
+        self.v = beta2 * self.v + (1 - beta2) * grad * grad
+        update = adam_direction(self.m, self.v, self.betas, self.steps, self.eps)
+        self.parameter = (1 - self.lr * self.weight_decay) * self.parameter - self.lr * update
+        return self.parameter
+
+
+# ---------------------------------------------------------------------------------------------- quantisation
+
+
+def symmetric_int8(tensor: Tensor) -> tuple[Tensor, float]:
+    """Codes in −127…127, rounded to the nearest, and the scale absmax / 127 (codes zero for a zero tensor)."""
+    scale = float(tensor.double().abs().max()) / 127
+    if scale == 0:
+        return torch.zeros_like(tensor, dtype=torch.float64), 0.0
+    return (tensor.double() / scale).round(), scale
+
+
+def through_int8(tensor: Tensor) -> Tensor:
+    """What is left of a tensor after one trip through per-tensor int8."""
+    codes, scale = symmetric_int8(tensor)
+    return codes * scale
+
+
+def through_blockwise_int8(tensor: Tensor, block_size: int) -> Tensor:
+    """Each run of `block_size` entries, in memory order, through int8 with its own scale."""
+    flat = tensor.double().reshape(-1)
+    pieces = [through_int8(flat[begin : begin + block_size]) for begin in range(0, len(flat), block_size)]
+    return torch.cat(pieces).reshape(tensor.shape)
+
+
+# ---------------------------------------------------------------------------------------------- blocks
+
+
+def block_length(dim: int, max_dim: int) -> int:
+    """⌈d / c⌉ for c = ⌈d / max⌉ blocks; d itself when it fits."""
+    return math.ceil(dim / math.ceil(dim / max_dim))
+
+
+def cut(matrix: Tensor, max_dim: int) -> list[tuple[slice, slice, Tensor]]:
+    """Contiguous blocks of bounded size with their places, row by row, the ragged ones zero-padded."""
+    rows, columns = matrix.shape
+    height, width = block_length(rows, max_dim), block_length(columns, max_dim)
+    blocks = []
+    for top in range(0, rows, height):
+        for begin in range(0, columns, width):
+            down, across = slice(top, min(top + height, rows)), slice(begin, min(begin + width, columns))
+            block = torch.zeros(height, width, dtype=matrix.dtype)
+            piece = matrix[down, across]
+            block[: piece.shape[0], : piece.shape[1]] = piece
+            blocks.append((down, across, block))
+    return blocks
+
+
+def paste(blocks: Sequence[tuple[slice, slice, Tensor]], shape: tuple[int, int]) -> Tensor:
+    """The matrix whose cut the blocks are; padding is dropped."""
+    matrix = torch.zeros(shape, dtype=torch.float64)
+    for down, across, block in blocks:
+        matrix[down, across] = block[: down.stop - down.start, : across.stop - across.start]
+    return matrix
+
+
+# ---------------------------------------------------------------------------------------------- SCAO as published
+
+
+class PublishedBlock:
+    """The published preconditioner of one block: dense factors, top eigenpairs, identity-plus-core correction."""
+
+    def __init__(self, rows: int, columns: int, options: PublishedSCAO):
+        self.options = options
+        self.left, self.right = (self.store(1e-4 * identity(dim)) for dim in (rows, columns))
+        self.bases: list[tuple[Tensor, Tensor]] = []
+
+    def store(self, factor: Tensor) -> Tensor:
+        return through_int8(factor) if self.options.use_int8_ema else factor
+
+    def accumulate(self, grad: Tensor) -> None:
+        rho = self.options.rho
+        self.left = self.store(rho * self.left + (1 - rho) * grad @ grad.T)
+        self.right = self.store(rho * self.right + (1 - rho) * grad.T @ grad)
+
+    def refresh(self, num_updates: int) -> None:
+        options = self.options
+        self.bases = []
+        for factor in (self.left, self.right):
+            regular = damp(debias(factor, options.rho, num_updates), 1e-8, 1e-4)
+            values, vectors = eigh_descending(regular)
+            rank = rank_by_mass(values.tolist(), options.epsilon_sparse)
+            rank = clamp_rank(rank, options.k_min, options.k_max, len(values))
+            self.bases.append((vectors[:, :rank], values[:rank]))
+
+    def apply(self, grad: Tensor) -> Tensor:
+        (u, s), (w, z) = self.bases
+        preconditioned = low_rank_correction(grad, u, s, w, z)
+        norm = natural_gradient_norm(grad, u, s, w, z)
+        if self.options.tau is not None and norm > self.options.tau:
+            preconditioned = preconditioned * (self.options.tau / norm)
+        return preconditioned
+
+
+class PublishedSCAO(AdamW):
+    """SCAO as published, for one tensor.
+
+    Step t = 1, 2, …: statistics when t is a multiple of stats_freq; refresh when t is a multiple of precond_freq and
+    statistics exist (debias by 1 − ρ^updates, add max(1e-8, 1e-4 tr/d), eigh, rank by the mass of those damped
+    values); phase 2 when t > warmup_steps, updates ≥ min_precond_updates and a refresh has happened; there the
+    gradient is lerp(G, P(G), min(1, t₂ / blend_steps)), t₂ = 1 on the first such step; then AdamW on it.
+    A tensor without two sides longer than one is AdamW throughout. `tau` bounds the norm of each block's scaled core.
+    """
+
+    def __init__(
+        self,
+        parameter: Tensor,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 100,
+        min_precond_updates: int = 10,
+        precond_freq: int = 20,
+        stats_freq: int = 1,
+        rho: float = 0.999,
+        epsilon_sparse: float = 0.05,
+        k_min: int = 8,
+        k_max: int = 128,
+        tau: float | None = None,
+        blend_steps: int = 50,
+        max_precond_dim: int = 4096,
+        use_int8_ema: bool = False,
+    ):
+        super().__init__(parameter, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        self.warmup_steps, self.min_precond_updates = warmup_steps, min_precond_updates
+        self.precond_freq, self.stats_freq, self.blend_steps = precond_freq, stats_freq, blend_steps
+        self.rho, self.epsilon_sparse, self.k_min, self.k_max, self.tau = rho, epsilon_sparse, k_min, k_max, tau
+        self.max_precond_dim, self.use_int8_ema = max_precond_dim, use_int8_ema
+        self.num_updates = self.num_refreshes = self.phase_two_steps = 0
+        self.matrix_shape = (parameter.shape[0], parameter[0].numel()) if parameter.ndim >= 2 else None
+        if self.matrix_shape is not None and min(self.matrix_shape) == 1:
+            self.matrix_shape = None
+        if self.matrix_shape is not None:
+            pieces = cut(torch.zeros(self.matrix_shape, dtype=torch.float64), max_precond_dim)
+            self.blocks = [PublishedBlock(block.shape[0], block.shape[1], options=self) for _, _, block in pieces]
+
+    def in_phase_two(self) -> bool:
+        return (
+            self.steps > self.warmup_steps and self.num_updates >= self.min_precond_updates and self.num_refreshes > 0
+        )
+
+    def effective(self, grad: Tensor) -> Tensor:
+        if self.matrix_shape is None:
+            return grad
+        pieces = cut(grad.reshape(self.matrix_shape), self.max_precond_dim)
+        if self.steps % self.stats_freq == 0:
+            for block, (_, _, piece) in zip(self.blocks, pieces, strict=True):
+                block.accumulate(piece)
+            self.num_updates += 1
+        if self.steps % self.precond_freq == 0 and self.num_updates > 0:
+            for block in self.blocks:
+                block.refresh(self.num_updates)
+            self.num_refreshes += 1
+        if not self.in_phase_two():
+            return grad
+        self.phase_two_steps += 1
+        blend = min(1.0, self.phase_two_steps / self.blend_steps) if self.blend_steps else 1.0
+        applied = [(a, b, block.apply(piece)) for block, (a, b, piece) in zip(self.blocks, pieces, strict=True)]
+        preconditioned = paste(applied, self.matrix_shape).reshape(grad.shape)
+        return (1 - blend) * grad + blend * preconditioned
+
+
+# ---------------------------------------------------------------------------------------------- SOAP as published
+
+
+class SOAP:
+    """SOAP as NVIDIA's Emerging-Optimizers publishes it, for one tensor of any number of dimensions.
+
+    Order inside one step: seed the factors with the first gradient; decay; project the gradient into the bases (none
+    yet: as it is); Adam there; project back; the two normalisations and the clip; move; update the factors with this
+    gradient; then either seed the bases by eigh (step == adam_warmup_steps), refresh them, or leave them.
+
+    A dimension longer than `max_precond_dim` has no basis; a one-dimensional tensor has one only on request.
+    A decayed gradient (use_decoupled_weight_decay=False) reaches the factors from their second update on, because the
+    published code seeds them before it adds the decay.
+    """
+
+    def __init__(
+        self,
+        parameter: Tensor,
+        *,
+        lr: float = 3e-3,
+        betas: tuple[float, float] | None = None,
+        shampoo_beta: float = -1,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        use_decoupled_weight_decay: bool = True,
+        use_nesterov: bool = False,
+        precondition_frequency: int | Callable[[int], int] = 10,
+        precondition_warmup_steps: int = 0,
+        adam_warmup_steps: int = 1,
+        precondition_1d: bool = False,
+        max_precond_dim: int = 8192,
+        trace_normalization: bool = False,
+        normalize_preconditioned_grads: bool = False,
+        correct_bias: bool = True,
+        use_eigh: bool = False,
+        use_adaptive_criteria: bool = False,
+        adaptive_update_tolerance: float | None = None,
+        power_iter_steps: int = 1,
+        max_update_rms: float = 0.0,
+    ):
+        self.parameter = parameter.double().clone()
+        self.lr, self.eps, self.weight_decay, self.decoupled = lr, eps, weight_decay, use_decoupled_weight_decay
+        self.betas = (0.95, 0.95) if betas is None else betas
+        self.shampoo_beta = shampoo_beta if shampoo_beta >= 0 else self.betas[1]
+        self.nesterov, self.correct_bias = use_nesterov, correct_bias
+        self.frequency = precondition_frequency
+        self.precondition_warmup_steps = precondition_warmup_steps
+        adam_warmup_steps = max(1, adam_warmup_steps)
+        if 0 < precondition_warmup_steps <= adam_warmup_steps:
+            adam_warmup_steps = max(1, precondition_warmup_steps - 1)
+        self.adam_warmup_steps = adam_warmup_steps
+        self.trace_normalization, self.rms_normalization = trace_normalization, normalize_preconditioned_grads
+        self.use_eigh, self.power_iter_steps, self.max_update_rms = use_eigh, power_iter_steps, max_update_rms
+        tolerance = 1e-7 if adaptive_update_tolerance is None else adaptive_update_tolerance
+        self.tolerance = tolerance if use_adaptive_criteria else None
+        wanted = parameter.ndim > 1 or precondition_1d
+        self.dims = [i for i, size in enumerate(parameter.shape) if wanted and size <= max_precond_dim]
+        self.factors: dict[int, Tensor] = {}
+        self.bases: dict[int, Tensor] = {}
+        self.m, self.v = torch.zeros_like(self.parameter), torch.zeros_like(self.parameter)
+        self.steps = self.skipped = 0
+
+    def outer(self, grad: Tensor, dim: int) -> Tensor:
+        """Contract every dimension but one: the Gram matrix of the unfolding along it."""
+        unfolded = grad.movedim(dim, 0).reshape(grad.shape[dim], -1)
+        return unfolded @ unfolded.T
+
+    def update_factors(self, grad: Tensor, beta: float) -> None:
+        for dim in self.dims:
+            old = self.factors.get(dim, torch.zeros(1, dtype=torch.float64))
+            self.factors[dim] = beta * old + (1 - beta) * self.outer(grad, dim)
+
+    def into(self, tensor: Tensor) -> Tensor:
+        for dim, basis in self.bases.items():
+            tensor = torch.tensordot(basis.T, tensor.movedim(dim, 0), dims=1).movedim(0, dim)
+        return tensor
+
+    def out_of(self, tensor: Tensor) -> Tensor:
+        for dim, basis in self.bases.items():
+            tensor = torch.tensordot(basis, tensor.movedim(dim, 0), dims=1).movedim(0, dim)
+        return tensor
+
+    def adam(self, grad: Tensor) -> Tensor:
+        beta1, beta2 = self.betas
+        self.m = beta1 * self.m + (1 - beta1) * grad
+        self.v = beta2 * self.v + (1 - beta2) * grad * grad
+        t = self.steps
+        scale1, scale2, ahead = (1 - beta1**t, 1 - beta2**t, 1 - beta1 ** (t + 1)) if self.correct_bias else (1, 1, 1)
+        momentum = self.m / scale1
+        if self.nesterov:
+            momentum = beta1 * self.m / ahead + (1 - beta1) * grad / scale1
+        return momentum / ((self.v / scale2).sqrt() + self.eps)
+
+    def refresh_due(self) -> bool:
+        if self.steps <= self.adam_warmup_steps:
+            return False
+        frequency = self.frequency(self.steps) if callable(self.frequency) else self.frequency
+        return self.steps <= self.precondition_warmup_steps or self.steps % frequency == 0
+
+    def refresh(self) -> None:
+        momentum = self.out_of(self.m)
+        for dim, factor in self.factors.items():
+            basis = self.bases[dim]
+            if self.tolerance is not None and diagonal_enough(factor, basis, self.tolerance):
+                self.skipped += 1
+            elif self.use_eigh:
+                self.bases[dim] = eigh_descending(factor)[1]
+            else:
+                self.bases[dim], order = orthogonal_iteration(factor, basis, self.power_iter_steps)
+                self.v = self.v.index_select(dim, order)
+        self.m = self.into(momentum)
+
+    def step(self, grad: Tensor) -> Tensor:
+        grad = grad.double()
+        if self.steps == 0:
+            self.update_factors(grad, beta=0.0)
+        self.steps += 1
+        if self.weight_decay > 0 and self.decoupled:
+            self.parameter = self.parameter - self.lr * self.weight_decay * self.parameter
+        elif self.weight_decay > 0:
+            grad = grad + self.weight_decay * self.parameter
+        update = self.out_of(self.adam(self.into(grad)))
+        if self.trace_normalization and 0 in self.factors:
+            update = update * torch.trace(self.factors[0]).sqrt()
+        if self.rms_normalization:
+            update = update / (1e-30 + (update**2).mean().sqrt())
+        if self.max_update_rms > 0:
+            update = update * min(1.0, self.max_update_rms / (float((update**2).mean().sqrt()) + 1e-12))
+        self.parameter = self.parameter - self.lr * update
+        beta = self.shampoo_beta
+        if self.correct_bias:
+            beta = 1 - (1 - beta) / (1 - beta ** (self.steps + 1))
+        self.update_factors(grad, beta)
+        if self.steps == self.adam_warmup_steps:
+            self.bases = {dim: eigh_descending(factor)[1] for dim, factor in self.factors.items()}
+            self.m = self.into(self.m)
+        elif self.refresh_due():
+            self.refresh()
+        return self.parameter
+
+
+# ---------------------------------------------------------------------------------------------- SCAO, dense
+
+
+def rotate(tensor: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """H_Lᵀ X H_R with materialised orthogonal maps; None leaves its side alone."""
+    tensor = tensor if left is None else left.T @ tensor
+    return tensor if right is None else tensor @ right
+
+
+def unrotate(tensor: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """H_L X H_Rᵀ, the inverse of `rotate`."""
+    tensor = tensor if left is None else left @ tensor
+    return tensor if right is None else tensor @ right.T
+
+
+def partial_eigenbasis_adam(
+    grads: Sequence[Tensor],
+    left: tuple[Tensor, int] | None,
+    right: tuple[Tensor, int] | None,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    factored: bool,
+) -> Tensor:
+    """The direction after `grads` when both frames (columns, active rank) stay fixed: Adam between two orthogonal maps.
+
+    The moments live in rotated coordinates; `factored` replaces v by r cᵀ / mean(r).
+    """
+    maps = [None if side is None else householder_completion(*side) for side in (left, right)]
+    rotated = [rotate(grad.double(), *maps) for grad in grads]
+    m, v = torch.zeros_like(rotated[0]), torch.zeros_like(rotated[0])
+    for grad in rotated:
+        m = betas[0] * m + (1 - betas[0]) * grad
+        v = betas[1] * v + (1 - betas[1]) * grad * grad
+    if factored:
+        v = factored_second_moment(rotated, betas[1])[2] * (1 - betas[1] ** len(grads))
+    return unrotate(adam_direction(m, v, betas, len(grads), eps), *maps)
