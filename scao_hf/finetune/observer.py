@@ -1,0 +1,93 @@
+"""What a run tells whoever watches it: one protocol, and plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """All that is settled before the first step."""
+
+    recipe: str
+    output_dir: Path
+    model: str
+    dataset: str
+    dataset_format: str
+    loss_on: str
+    """"all", "completion" or "assistant": the tokens that the loss counts."""
+    device: str
+    dtype: str
+    optimizer: str
+    learning_rate: float
+    train_rows: int
+    eval_rows: int
+    rows_per_step: int
+    total_steps: int
+    epochs: float
+    trainable_parameters: int
+    total_parameters: int
+    lr_warmup_steps: int
+    scao_warmup_steps: int | None
+    """Steps of SCAO's Adam phase; None for another optimizer."""
+    funnel: Mapping[str, int]
+    """Rows left after each stage of reading, in order: read, formatted, tokenised, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """One logging step. Losses are nats per supervised token; times are seconds of training, evaluation left out."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float | None
+    tokens: int
+    tokens_per_second: float
+    elapsed_seconds: float
+    eta_seconds: float
+    scao: Mapping[str, float] = field(default_factory=dict)
+    """The optimizer's diagnostics (phase, blend, rank_mean, ...) without the "scao/" before their names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalMetrics:
+    """One evaluation on the held-out rows; `moment` is "before", "during" or "after" training."""
+
+    moment: str
+    step: int
+    loss: float
+    perplexity: float
+    tokens: int
+    seconds: float
+
+
+class Observer(Protocol):
+    """Called by `finetune` as the run goes on; every method here does nothing, so override what you want to show."""
+
+    def stage(self, text: str) -> None:
+        """A piece of work without steps begins, such as "loading the model"."""
+
+    def begin(self, info: RunInfo) -> None:
+        """Everything is loaded and checked; evaluation and training come next."""
+
+    def step(self, metrics: StepMetrics) -> None:
+        """A logging step (every `training.logging_steps`)."""
+
+    def evaluated(self, metrics: EvalMetrics) -> None:
+        """An evaluation ended."""
+
+    def saved(self, path: Path) -> None:
+        """A checkpoint, the adapter or the model lies complete under `path`."""
+
+    def notice(self, text: str) -> None:
+        """Something the user should know and need not answer."""
+
+
+class Silence(Observer):
+    """An observer that shows nothing."""
