@@ -69,7 +69,7 @@ def update_factors(factors: KroneckerFactors, grad: Tensor, beta: float) -> None
 
         L <- beta L + (1 - beta) G Gᵀ        R <- beta R + (1 - beta) Gᵀ G
 
-    A gradient with a NaN or an Inf is skipped, matrix by matrix.
+    A gradient with a NaN or an Inf, or one so large that its squares overflow, is skipped, matrix by matrix.
 
     Args:
         factors: left (..., m, m) and right (..., n, n), float32; overwritten.
@@ -80,9 +80,10 @@ def update_factors(factors: KroneckerFactors, grad: Tensor, beta: float) -> None
     exponential moving average.
     """
     grad = grad.to(factors.left.dtype)
-    accept = finite_matrices(grad)
-    accumulate(factors.left, grad @ grad.mT, beta, accept)
-    accumulate(factors.right, grad.mT @ grad, beta, accept)
+    left, right = grad @ grad.mT, grad.mT @ grad
+    accept = finite_matrices(left) & finite_matrices(right)
+    accumulate(factors.left, left, beta, accept)
+    accumulate(factors.right, right, beta, accept)
 
 
 def debias(average: Tensor, beta: float, num_updates: int) -> Tensor:
