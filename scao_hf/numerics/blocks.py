@@ -18,7 +18,7 @@ class BlockShape(NamedTuple):
     size: tuple[int, int]
 
     @property
-    def count(self) -> int:
+    def num_blocks(self) -> int:
         """Blocks per matrix."""
         return self.grid[0] * self.grid[1]
 
@@ -59,28 +59,28 @@ def to_blocks(tensor: Tensor, cut: BlockShape) -> Tensor:
         cut: from `block_shape`.
 
     Returns:
-        (cut.count, *cut.size), row of blocks by row of blocks; a view where nothing has to be padded or moved.
+        (cut.num_blocks, *cut.size), row of blocks by row of blocks; a view where nothing has to be padded or moved.
     """
     matrix = tensor.reshape(cut.rows, cut.columns)
-    if cut.count == 1:
+    if cut.num_blocks == 1:
         return matrix.unsqueeze(0)
     (down, across), (height, width) = cut.grid, cut.size
     padded = F.pad(matrix, (0, across * width - cut.columns, 0, down * height - cut.rows))
-    return padded.reshape(down, height, across, width).transpose(1, 2).reshape(cut.count, height, width)
+    return padded.reshape(down, height, across, width).transpose(1, 2).reshape(cut.num_blocks, height, width)
 
 
 def from_blocks(blocks: Tensor, cut: BlockShape, shape: tuple[int, ...]) -> Tensor:
     """Put blocks together again; the inverse of `to_blocks`, padding dropped.
 
     Args:
-        blocks: (cut.count, *cut.size).
+        blocks: (cut.num_blocks, *cut.size).
         cut: from `block_shape`.
         shape: of the tensor to give back.
 
     Returns:
         A tensor of `shape`; a view where possible.
     """
-    if cut.count == 1:
+    if cut.num_blocks == 1:
         return blocks.reshape(shape)
     (down, across), (height, width) = cut.grid, cut.size
     padded = blocks.reshape(down, across, height, width).transpose(1, 2).reshape(down * height, across * width)

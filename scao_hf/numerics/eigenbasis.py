@@ -314,3 +314,19 @@ def excess_spectral_rank(values: Tensor, tail: Tensor, mass: float, k_min: int, 
     """
     excess = (values - tail.unsqueeze(-1)).clamp_min(0)
     return spectral_rank(excess, excess.sum(-1), mass, k_min, k_max)
+
+
+def basis_drift(before: Tensor, after: Tensor) -> Tensor:
+    """How far the columns of a basis turned.
+
+        1 − mean_j (u_j · u'_j)²
+
+    Args:
+        before: U (..., d, k), orthonormal columns.
+        after: U' (..., d, k), column by column the continuation of U.
+
+    Returns:
+        (...), in [0, 1]; signs do not count.
+    """
+    cosines = (before * after).sum(-2)
+    return (1 - cosines.square().mean(-1)).clamp(0, 1)

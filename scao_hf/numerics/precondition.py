@@ -91,12 +91,8 @@ def rotate_rows(matrix: Tensor, basis: PartialBasis) -> tuple[Tensor, Tensor]:
     Returns:
         Hᵀ G (..., d, n), new, and the projection Uᵀ G (..., k, n), which tracking the basis needs as well.
     """
-    k = basis.vectors.shape[-1]
     projection = basis.vectors.mT @ matrix
-    correction = basis.coupling.mT @ (matrix[..., :k, :] - projection)
-    rotated = matrix + basis.vectors @ correction
-    rotated[..., :k, :] -= correction
-    return rotated, projection
+    return _add_rows(matrix, basis.vectors, projection, basis.coupling.mT), projection
 
 
 def unrotate_rows(matrix: Tensor, basis: PartialBasis) -> Tensor:
@@ -111,11 +107,44 @@ def unrotate_rows(matrix: Tensor, basis: PartialBasis) -> Tensor:
     Returns:
         (..., d, n), new.
     """
-    k = basis.vectors.shape[-1]
-    correction = basis.coupling @ (matrix[..., :k, :] - basis.vectors.mT @ matrix)
-    restored = matrix + basis.vectors @ correction
-    restored[..., :k, :] -= correction
-    return restored
+    return _add_rows(matrix, basis.vectors, basis.vectors.mT @ matrix, basis.coupling)
+
+
+def _add_rows(matrix: Tensor, vectors: Tensor, projection: Tensor, coupling: Tensor) -> Tensor:
+    k = vectors.shape[-1]
+    correction = coupling @ (matrix[..., :k, :] - projection)
+    turned = matrix + vectors @ correction
+    turned[..., :k, :] -= correction
+    return turned
+
+
+def rotate_columns(matrix: Tensor, basis: PartialBasis) -> tuple[Tensor, Tensor]:
+    """Express the columns of a matrix in a partial basis.
+
+        G H = G − D Eᵀ + D Uᵀ,    D = (G[:, :k] − G U) M
+
+    Args:
+        matrix: G (..., m, d).
+        basis: of the last dimension, vectors (..., d, k).
+
+    Returns:
+        G H (..., m, d), new, and the projection G U (..., m, k).
+    """
+    projection = matrix @ basis.vectors
+    return _add_columns(matrix, basis.vectors, projection, basis.coupling), projection
+
+
+def unrotate_columns(matrix: Tensor, basis: PartialBasis) -> Tensor:
+    """Bring the columns of a matrix back from a partial basis: R Hᵀ, (..., m, d), new, for R (..., m, d)."""
+    return _add_columns(matrix, basis.vectors, matrix @ basis.vectors, basis.coupling.mT)
+
+
+def _add_columns(matrix: Tensor, vectors: Tensor, projection: Tensor, coupling: Tensor) -> Tensor:
+    k = vectors.shape[-1]
+    correction = (matrix[..., :k] - projection) @ coupling
+    turned = matrix + correction @ vectors.mT
+    turned[..., :k] -= correction
+    return turned
 
 
 def inverse_root(basis: Eigenbasis, exponent: float) -> Tensor:

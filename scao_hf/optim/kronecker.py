@@ -1,0 +1,300 @@
+"""The step loop that every optimizer here shares: stacks of equal blocks, one update hook, one refresh hook."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from scao_hf.numerics.moments import adam_direction, update_moments
+from scao_hf.optim.diagnostics import LayerDiagnostics, summarize
+from scao_hf.optim.placement import Local, Placement
+from scao_hf.optim.stack import Layout, Stack, State, Storage
+
+Group = dict[str, Any]
+Refresh = Callable[[], None]
+StepCallback = Callable[["KroneckerOptimizer", int], None]
+
+MATRIX_KINDS = ("matrix", "embedding", "head", "lora_a", "lora_b")
+KINDS = (*MATRIX_KINDS, "vector")
+FOREIGN_OPTIONS = ("maximize", "foreach", "fused", "capturable", "differentiable", "amsgrad")
+
+
+class KroneckerOptimizer(Optimizer):
+    """An optimizer that learns a basis for each side of a matrix. Abstract; the siblings below it are final.
+
+    A sibling supplies a layout and three static hooks, which see tensors and the parameter group and nothing else:
+
+        _layout(shape, group)                        which rows, which sides get a basis
+        _create(rows, layout, group, device)         the state of new rows: every key and shape it will ever have
+        _update(state, grads, group, step, refresh)  the direction of this step; calls `refresh()` where its turn is
+        _refresh(state, layout, group, step)         recompute the bases
+
+    Everything remembered is a tensor or an int in `optimizer.state[p]`. Parameters without a basis take the step of
+    AdamW.
+    """
+
+    def __init__(self, params: Any, defaults: Group) -> None:
+        self._reset_runtime()
+        super().__init__(params, defaults)
+
+    def _reset_runtime(self) -> None:
+        self._placement: Placement = Local()
+        self._stacks_of_group: dict[int, list[Stack]] = {}
+        self._callbacks: list[StepCallback] = []
+        self._steps_taken = 0
+
+    @staticmethod
+    @abstractmethod
+    def _validate(group: Group) -> None:
+        """Raise ValueError or TypeError for a hyperparameter that cannot be."""
+
+    @staticmethod
+    @abstractmethod
+    def _layout(shape: tuple[int, ...], group: Group) -> Layout: ...
+
+    @staticmethod
+    @abstractmethod
+    def _create(rows: int, layout: Layout, group: Group, device: torch.device) -> Storage: ...
+
+    @staticmethod
+    @abstractmethod
+    def _update(state: Storage, grads: Tensor, group: Group, step: int, refresh: Refresh) -> Tensor: ...
+
+    @staticmethod
+    @abstractmethod
+    def _refresh(state: Storage, layout: Layout, group: Group, step: int) -> None: ...
+
+    @staticmethod
+    @abstractmethod
+    def _diagnose(state: State, layout: Layout, group: Group) -> LayerDiagnostics: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: reevaluates the model and returns the loss; runs with gradients enabled.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            TypeError: a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for index, group in enumerate(self.param_groups):
+            for stack in self._stacks(index, group):
+                step = stack.advance()
+                grads = self._placement.gradients(stack)
+                direction = self._direction(stack, grads, group, step)
+                self._placement.apply(stack, direction, group["lr"], group["weight_decay"])
+        self._steps_taken += 1
+        for callback in self._callbacks:
+            callback(self, self._steps_taken)
+        return loss
+
+    def _direction(self, stack: Stack, grads: Tensor, group: Group, step: int) -> Tensor:
+        def refresh() -> None:
+            self._placement.refresh(stack, lambda: self._refresh(stack.storage, stack.layout, group, step))
+
+        update = self._update if stack.layout.preconditioned else self._update_without_basis
+        return update(stack.storage, grads, group, step, refresh)
+
+    @staticmethod
+    def _update_without_basis(state: Storage, grads: Tensor, group: Group, step: int, refresh: Refresh) -> Tensor:
+        update_moments(state["exp_avg"], state["exp_avg_sq"], grads, group["betas"])
+        return adam_direction(state["exp_avg"], state["exp_avg_sq"], group["betas"], group["eps"], step)
+
+    def _stacks(self, index: int, group: Group) -> list[Stack]:
+        active = [param for param in group["params"] if param.grad is not None]
+        stacks = self._stacks_of_group.get(index, [])
+        if not self._still_hold(stacks, active):
+            stacks = self._build_stacks(active, group)
+            self._stacks_of_group[index] = stacks
+        return stacks
+
+    def _still_hold(self, stacks: list[Stack], active: Sequence[Tensor]) -> bool:
+        members = {param: (stack, i) for stack in stacks for i, param in enumerate(stack.params)}
+        if len(members) != len(active):
+            return False
+        return all(
+            param in members and members[param][0].owns(members[param][1], self.state[param]) for param in active
+        )
+
+    def _build_stacks(self, params: Sequence[Tensor], group: Group) -> list[Stack]:
+        members: dict[tuple[Any, ...], list[Tensor]] = {}
+        layouts: dict[tuple[Any, ...], Layout] = {}
+        for param in params:
+            _require_whole(param, group)
+            layout = self._layout(tuple(param.shape), group)
+            key = (layout, tuple(param.shape), param.dtype, param.device, self.state[param].get("step", 0))
+            members.setdefault(key, []).append(param)
+            layouts[key] = layout
+        return [self._build_stack(params, layouts[key], group) for key, params in members.items()]
+
+    def _build_stack(self, params: Sequence[Tensor], layout: Layout, group: Group) -> Stack:
+        def create(rows: int) -> Storage:
+            if layout.preconditioned:
+                return self._create(rows, layout, group, params[0].device)
+            return self._create_without_basis(rows, layout, params[0].device)
+
+        return Stack.gather(params, layout, [self.state[param] for param in params], create)
+
+    @staticmethod
+    def _create_without_basis(rows: int, layout: Layout, device: torch.device) -> Storage:
+        shape = (rows, *layout.row_shape)
+        return {"exp_avg": torch.zeros(shape, device=device), "exp_avg_sq": torch.zeros(shape, device=device)}
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group of parameters; its hyperparameters default to the constructor's.
+
+        Raises:
+            ValueError: a hyperparameter is out of range, or an option of other optimizers was given.
+            TypeError: a parameter is complex or not floating.
+        """
+        for option in FOREIGN_OPTIONS:
+            if param_group.get(option):
+                raise ValueError(
+                    f"{type(self).__name__} has no option {option}={param_group[option]!r}; leave it out"
+                    + (" and negate the loss instead" if option == "maximize" else "")
+                )
+        kind = param_group.get("kind")
+        if kind is not None and kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        group = {**self.defaults, **param_group}
+        _validate_adam(group)
+        self._validate(group)
+        super().add_param_group(param_group)
+        for param in self.param_groups[-1]["params"]:
+            if not param.is_floating_point():
+                self.param_groups.pop()
+                raise TypeError(
+                    f"{type(self).__name__} optimizes real floating-point parameters, got one of dtype {param.dtype} "
+                    f"and shape {tuple(param.shape)}; "
+                    + ("split it into torch.view_as_real" if param.is_complex() else "leave it out")
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain tensors and numbers, readable by `torch.load(..., weights_only=True)`.
+
+        A callable hyperparameter (a schedule) is stored as None; loading keeps the one given to the constructor.
+        """
+        state_dict = super().state_dict()
+        for group in state_dict["param_groups"]:
+            group.update({name: None for name, value in group.items() if callable(value)})
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state saved by `state_dict`, every tensor in the dtype it was saved in.
+
+        `torch.optim.Optimizer.load_state_dict` would cast each floating state tensor, and each int8 code, to the dtype
+        of its parameter; the state of a bfloat16 model would then resume with other numbers.
+        """
+        schedules = [{k: v for k, v in group.items() if callable(v)} for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, schedule in zip(self.param_groups, schedules, strict=True):
+            group.update({name: value for name, value in schedule.items() if group.get(name) is None})
+        saved_ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        for saved_id, param in zip(saved_ids, params, strict=True):
+            for name, value in state_dict["state"].get(saved_id, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[param][name] = value.detach().to(param.device)
+        self._stacks_of_group.clear()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        callbacks = getattr(self, "_callbacks", [])
+        steps_taken = getattr(self, "_steps_taken", 0)
+        super().__setstate__(state)
+        self._reset_runtime()
+        self._callbacks, self._steps_taken = callbacks, steps_taken
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def add_callback(self, callback: StepCallback) -> None:
+        """Call `callback(optimizer, step)` after every step; `step` counts this object's steps from 1."""
+        self._callbacks.append(callback)
+
+    def diagnostics(self) -> dict[str, float]:
+        """What the curvature looks like now, over all preconditioned parameters.
+
+        Returns:
+            phase (0 Adam, 1 ramp, 2 preconditioned), blend (0 to 1), rank_mean and rank_max (active columns a side),
+            mass_kept (share of the trace inside the basis), curvature_norm (mean eigenvalue, squared gradient units),
+            basis_drift (how far the columns turned at the last refresh, 1 − mean cos²), failures
+            (factorisations that kept their last good basis), preconditioned_fraction (of the parameters), state_bytes.
+
+        Reads tensors back to the host; `step` never does.
+        """
+        layers = self.layer_diagnostics()
+        numel = sum(param.numel() for param in self._all_params())
+        return summarize(layers, numel, self._state_bytes())
+
+    def layer_diagnostics(self) -> list[LayerDiagnostics]:
+        """The same by parameter, for those that are preconditioned and have taken a step."""
+        found = []
+        for group in self.param_groups:
+            names = group.get("param_names", [None] * len(group["params"]))
+            for position, (name, param) in enumerate(zip(names, group["params"], strict=True)):
+                layout = self._layout(tuple(param.shape), group)
+                if self.state.get(param) and layout.preconditioned:
+                    diagnosis = self._diagnose(self.state[param], layout, group)
+                    found.append(diagnosis._replace(name=name or f"parameter {position}", numel=param.numel()))
+        return found
+
+    def _all_params(self) -> Iterable[Tensor]:
+        return chain.from_iterable(group["params"] for group in self.param_groups)
+
+    def _state_bytes(self) -> int:
+        tensors = [v for state in self.state.values() for v in state.values() if isinstance(v, Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _require_whole(param: Tensor, group: Group) -> None:
+    if type(param).__name__ == "DTensor" or type(getattr(param, "data", param)).__name__ == "DTensor":
+        raise NotImplementedError(
+            "parameters are sharded as DTensors (FSDP2), which would hide the rows and columns of a matrix; "
+            "train on a single device or with DistributedDataParallel"
+        )
+    if group.get("kind") in MATRIX_KINDS and param.ndim < 2:
+        raise NotImplementedError(
+            f"a parameter of the group of kind {group['kind']!r} arrived flattened to shape {tuple(param.shape)} "
+            "(FSDP1 or DeepSpeed ZeRO), which leaves no matrix to precondition; "
+            "train on a single device or with DistributedDataParallel"
+        )
+
+
+def _validate_adam(group: Group) -> None:
+    require_number("lr", group["lr"], 0.0)
+    require_number("eps", group["eps"], 0.0)
+    require_number("weight_decay", group["weight_decay"], 0.0)
+    betas = group["betas"]
+    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+
+
+def require_number(name: str, value: Any, low: float, high: float = float("inf"), *, open_high: bool = False) -> None:
+    """Raise unless a hyperparameter is a Python number between `low` and `high` (excluded if `open_high`)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    if not low <= value <= high or (open_high and value == high):
+        bounds = f"[{low:g}, {high:g}{')' if open_high else ']'}" if high != float("inf") else f"at least {low:g}"
+        raise ValueError(f"{name} must be {'in ' if '[' in bounds else ''}{bounds}, got {value!r}")
+
+
+def require_count(name: str, value: Any, low: int) -> None:
+    """Raise unless a hyperparameter is an integer of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value!r}")
