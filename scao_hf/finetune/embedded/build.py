@@ -5,7 +5,7 @@ The whole way from the two public texts to the packaged files:
     build skeleton    --output scao_hf/finetune/embedded/tiny-llama
     build dialogue    --source input.txt   --output scao_hf/finetune/embedded/shakespeare-dialogue.jsonl
     build pretraining --source train.jsonl --output runs/gsm8k-train.jsonl
-    build pretraining --source test.jsonl  --output runs/gsm8k-test.jsonl
+    build pretraining --source test.jsonl --problems 200 --output runs/gsm8k-test.jsonl
     scao-finetune train tiny-llama data.path=runs/gsm8k-train.jsonl data.eval_path=runs/gsm8k-test.jsonl
     build pack        --run runs/tiny-llama --output scao_hf/finetune/embedded/tiny-llama
 """
@@ -23,6 +23,7 @@ from scao_hf.finetune.embedded import texts
 from scao_hf.finetune.embedded.tokenizer import VOCABULARY_SIZE, byte_tokenizer
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import LlamaConfig
 
 CONTEXT = 512
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "pretraining", help="make the pretraining text from GSM8K's questions and answers"
     )
     pretraining.add_argument("--source", type=Path, required=True, help="GSM8K's JSON lines: question, answer")
+    pretraining.add_argument("--problems", type=int, help="problems to take, from the start; all by default")
     pretraining.set_defaults(command=_pretraining)
 
     pack = commands.add_parser("pack", help="turn a finished pretraining run into the packaged directory")
@@ -123,12 +125,15 @@ def pack(run: Path, output: Path) -> int:
     Raises:
         ValueError: if the run is not finished, its model is another than `model_config()`, or the package is too big.
     """
+    from safetensors.torch import save_file
+
     from scao_hf.finetune.embedded.card import model_card, run_figures
 
-    record = read_record(run)
+    card = model_card(run_figures(read_record(run)))
+    tensors = half_precision(find_model(run))
     write_skeleton(output)
-    save_half_precision(find_model(run), output / "model.safetensors")
-    (output / "README.md").write_text(model_card(run_figures(record)), encoding="utf-8")
+    save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
+    (output / "README.md").write_text(card, encoding="utf-8")
     packed_bytes = sum(path.stat().st_size for path in output.iterdir())
     if packed_bytes > MAX_PACKED_BYTES:
         raise ValueError(f"the package must stay below {MAX_PACKED_BYTES:,} bytes, {output} has {packed_bytes:,}")
@@ -151,10 +156,10 @@ def find_model(run: Path) -> Path:
     return weights
 
 
-def save_half_precision(weights: Path, destination: Path) -> None:
-    """Copy weights as float16, after checking that they are those of `model_config()`."""
+def half_precision(weights: Path) -> dict[str, Tensor]:
+    """The weights as float16, after checking that they are those of `model_config()`."""
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
     from transformers import LlamaForCausalLM
 
     tensors = load_file(weights)
@@ -162,9 +167,9 @@ def save_half_precision(weights: Path, destination: Path) -> None:
         expected = {name: tensor.shape for name, tensor in LlamaForCausalLM(model_config()).named_parameters()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != expected:
-        differing = sorted(name for name, _ in set(found.items()) ^ set(expected.items()))
+        differing = sorted({name for name, _ in found.items() ^ expected.items()})
         raise ValueError(f"{weights} must hold the tensors of the tiny Llama, these differ: {', '.join(differing[:6])}")
-    save_file({name: tensor.half() for name, tensor in tensors.items()}, destination, metadata={"format": "pt"})
+    return {name: tensor.half() for name, tensor in tensors.items()}
 
 
 def _skeleton(options: argparse.Namespace) -> str:
@@ -178,7 +183,7 @@ def _dialogue(options: argparse.Namespace) -> str:
 
 
 def _pretraining(options: argparse.Namespace) -> str:
-    rows = texts.pretraining_rows(_problems(options.source))
+    rows = texts.pretraining_rows(_problems(options.source)[: options.problems])
     return _write_rows(options.output, [{"text": row} for row in rows])
 
 

@@ -32,7 +32,8 @@ the start of a text, and the start and end of a chat turn (ChatML). Rows 260 to 
 ## Training
 
 Text: the questions and worked answers of GSM8K's training split (Cobbe et al. 2021, arXiv:2110.14168; MIT licence),
-each once as a chat and once as prose, calculator annotations removed. Held out: the same of its test split.
+each once as a chat and once as prose, calculator annotations removed. Held out: the same of the first 200 problems of
+its test split.
 
 {commands}
 
@@ -50,7 +51,7 @@ collection known as tinyshakespeare (sha256 {plays_sha256}):
 _COMMANDS = """\
     build="python -m scao_hf.finetune.embedded.build"
     $build pretraining --source gsm8k/train.jsonl --output runs/gsm8k-train.jsonl
-    $build pretraining --source gsm8k/test.jsonl  --output runs/gsm8k-test.jsonl
+    $build pretraining --source gsm8k/test.jsonl --problems 200 --output runs/gsm8k-test.jsonl
     scao-finetune train tiny-llama data.path=runs/gsm8k-train.jsonl data.eval_path=runs/gsm8k-test.jsonl
     $build pack --run runs/tiny-llama --output scao_hf/finetune/embedded/tiny-llama"""
 
@@ -71,7 +72,7 @@ def run_figures(record: dict[str, Any]) -> str:
     report = record["report"]
     loss = float(report["final_eval_loss"])
     return (
-        f"{report['steps']:,} steps with {record['optimizer']} in {report['train_seconds'] / 60:.0f} minutes. Held-out "
-        f"loss {loss:.4f} nats a byte ({loss / math.log(2):.3f} bits), from {report['initial_eval_loss']:.4f} at "
-        "random weights."
+        f"{report['steps']:,} steps with {report['optimizer']}, {report['tokens']:,} tokens, "
+        f"{report['train_seconds'] / 60:.0f} minutes. Held-out loss {loss:.4f} nats a byte ({loss / math.log(2):.3f} "
+        f"bits), from {report['initial_eval_loss']:.4f} at random weights."
     )
