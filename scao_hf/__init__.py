@@ -8,9 +8,11 @@ imported, whether that happened before or happens after (see `scao_hf.hf.registr
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from scao_hf._version import __version__
+from scao_hf.hf.registration import register_on_import
 
 if TYPE_CHECKING:
     from scao_hf.hf.callback import SCAOMonitorCallback
@@ -60,3 +62,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if os.environ.get("SCAO_HF_NO_AUTO_REGISTER") != "1":
+    register_on_import()

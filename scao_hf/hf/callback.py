@@ -1,0 +1,98 @@
+"""What the curvature looks like, in the logs of a stock Trainer."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.trainer_callback import CallbackHandler, TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "scao/"
+
+
+class SCAOMonitorCallback(TrainerCallback):
+    """Adds the optimizer's `diagnostics()` to every log entry that has a training loss, as `scao/rank_mean` and so on.
+
+    Pass it to any Trainer, SFTTrainer included: `Trainer(..., callbacks=[SCAOMonitorCallback()])`. The metrics reach
+    `trainer.state.log_history` and every reporter (TensorBoard shows them as `train/scao/rank_mean`). The tensors are
+    read back when Trainer logs and at no other time.
+
+    It warns when training begins if the optimizer would still be in its Adam phase when training ends, and if there is
+    an optimizer without diagnostics.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        optimizer = unwrap_optimizer(kwargs.get("optimizer"))
+        if not hasattr(optimizer, "diagnostics"):
+            logger.warning("SCAOMonitorCallback has nothing to report about %s", type(optimizer).__name__)
+            return
+        adam_steps = max(map(adam_phase, optimizer.param_groups), default=0)
+        if adam_steps >= state.max_steps:
+            logger.warning(
+                "%s takes %d steps of plain Adam and training ends after %d: nothing will be preconditioned. Lower "
+                "warmup_steps in optim_args (TrainingArguments.warmup_steps is the learning rate's and another thing)",
+                type(optimizer).__name__,
+                adam_steps,
+                state.max_steps,
+            )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        optimizer = unwrap_optimizer(kwargs.get("optimizer"))
+        if logs is None or "loss" not in logs or not hasattr(optimizer, "diagnostics"):
+            return
+        metrics = {PREFIX + name: value for name, value in optimizer.diagnostics().items()}
+        logs.update(metrics)
+        # Trainer appends a copy of the entry to its history before it asks the callbacks.
+        if state.log_history and state.log_history[-1].get("step") == state.global_step:
+            state.log_history[-1].update(metrics)
+
+
+def unwrap_optimizer(optimizer: Any) -> Any:
+    """The optimizer inside accelerate's wrappers."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def adam_phase(group: Mapping[str, Any]) -> int:
+    """Steps of plain Adam with which a parameter group begins; 0 for one that never leaves it by choice."""
+    if group.get("sides") == "none" or group.get("kind") == "vector":
+        return 0
+    observed = group.get("min_precond_updates", 0) * group.get("stats_freq", 1)
+    return max(observed, *(group.get(name, 0) for name in ("warmup_steps", "adam_warmup_steps")))
+
+
+def _run_monitors_first() -> None:
+    """Have CallbackHandler put a monitor before the reporters, which log what `on_log` holds when their turn comes.
+
+    Trainer lines up its own callbacks before the user's, and gives a callback no way to the line that it stands in.
+    """
+    append = CallbackHandler.add_callback
+    if hasattr(append, "_scao_hf_reorders"):
+        return
+
+    @functools.wraps(append)
+    def add_callback(self: CallbackHandler, callback: Any) -> None:
+        append(self, callback)
+        if isinstance(self.callbacks[-1], SCAOMonitorCallback):
+            self.callbacks.insert(0, self.callbacks.pop())
+
+    add_callback._scao_hf_reorders = True  # type: ignore[attr-defined]
+    CallbackHandler.add_callback = add_callback  # type: ignore[method-assign]
+
+
+_run_monitors_first()
