@@ -1,0 +1,64 @@
+"""The Typer application: what `scao-finetune` says by itself, and its commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from scao_hf._version import __version__
+
+from .console import say
+from .demo import demo
+from .doctor import doctor
+from .failures import EXIT_CODES
+from .recipe_commands import recipes
+from .train import train
+
+PROGRAM = "scao-finetune"
+
+QUICK_START = f"""\
+{PROGRAM} {__version__}: fine-tune language models with the SCAO optimizer
+
+  Try it now, no GPU, no download   {PROGRAM} demo
+  See the ready-made recipes        {PROGRAM} recipes list
+  Train on your data                {PROGRAM} train lora-sft -m Qwen/Qwen3-0.6B -d data.jsonl
+  Change any setting                {PROGRAM} train lora-sft ... training.learning_rate=1e-4
+  Write your own recipe             {PROGRAM} recipes copy lora-sft mine.yaml
+  and train it                      {PROGRAM} train mine.yaml
+  Something wrong?                  {PROGRAM} doctor
+
+Every command explains itself with --help."""
+
+EPILOG = "Exit codes: " + " · ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
+
+app = typer.Typer(
+    name=PROGRAM,
+    help="Fine-tune language models with the SCAO optimizer.",
+    epilog=EPILOG,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command()(train)
+app.add_typer(recipes, name="recipes")
+app.command()(doctor)
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def quick_start(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Print the version.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        say(QUICK_START)

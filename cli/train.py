@@ -1,0 +1,78 @@
+"""`scao-finetune train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .completion import complete_recipe
+from .fine_tuning import fine_tune
+from .options import AsJson, Debug, Overrides, Quiet, as_override, go_offline, joined
+from .render import next_after_training
+
+
+def train(
+    context: typer.Context,
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe's name (see `recipes list`) or a YAML file.",
+            autocompletion=complete_recipe,
+            show_default=False,
+        ),
+    ],
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Hub id, directory, or tiny-llama, which comes along.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            help="Hub id, .jsonl, .json, .csv, .parquet or .txt file, or a directory of such.",
+        ),
+    ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output-dir", "-o", help="Folder of the run."),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace what the folder holds."),
+    ] = False,
+    max_steps: Annotated[
+        int | None, typer.Option("--max-steps", min=1, metavar="N", help="Stop after so many steps.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of everything random.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a model as a recipe says, and evaluate it before and after.
+
+    Examples:
+
+      scao-finetune train lora-sft -m Qwen/Qwen3-0.6B -d data.jsonl
+
+      scao-finetune train mine.yaml lora.r=8 training.learning_rate=1e-4
+
+    A setting comes from the recipe, then from an option such as --model, then from KEY=VALUE; the last one counts.
+    """
+    if offline:
+        go_offline()
+    given = joined(
+        as_override("model.model_name_or_path", model),
+        as_override("data.path", data),
+        as_override("training.output_dir", output_dir),
+        as_override("training.max_steps", max_steps),
+        as_override("training.seed", seed),
+        overrides or [],
+    )
+    fine_tune(
+        recipe, given, context.obj, overwrite=overwrite, as_json=as_json, quiet=quiet, next_steps=next_after_training
+    )
