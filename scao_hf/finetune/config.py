@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+SCHEMA_VERSION = 1
+"""Grows by one when a recipe of an older version would be read wrongly."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
@@ -76,3 +79,9 @@ class Recipe:
     """The `section.key=value` texts that were applied over the file."""
     notices: tuple[str, ...] = ()
     """What was renamed on reading, a sentence each."""
+
+    @property
+    def holds_out_rows(self) -> bool:
+        """Whether some rows are kept for evaluation."""
+        data = self.data
+        return any(value is not None for value in (data.test_split_size, data.eval_path, data.eval_split))
