@@ -67,6 +67,11 @@ class KroneckerOptimizer(Optimizer):
     def _update(state: Storage, grads: Tensor, group: Group, step: int, refresh: Refresh) -> Tensor: ...
 
     @staticmethod
+    def _prepare(state: Storage, grads: Tensor, read_params: Callable[[], Tensor], group: Group, step: int) -> Tensor:
+        """What the update sees in place of the gradients; `read_params()` gives the parameters' rows, float32."""
+        return grads
+
+    @staticmethod
     @abstractmethod
     def _refresh(state: Storage, layout: Layout, group: Group, step: int) -> None: ...
 
@@ -96,7 +101,8 @@ class KroneckerOptimizer(Optimizer):
                 step = stack.advance()
                 grads = self._placement.gradients(stack)
                 direction = self._direction(stack, grads, group, step)
-                self._placement.apply(stack, direction, group["lr"], group["weight_decay"])
+                decay = group["weight_decay"] if group.get("use_decoupled_weight_decay", True) else 0.0
+                self._placement.apply(stack, direction, group["lr"], decay)
         self._steps_taken += 1
         for callback in self._callbacks:
             callback(self, self._steps_taken)
@@ -106,6 +112,7 @@ class KroneckerOptimizer(Optimizer):
         def refresh() -> None:
             self._placement.refresh(stack, lambda: self._refresh(stack.storage, stack.layout, group, step))
 
+        grads = self._prepare(stack.storage, grads, stack.parameters, group, step)
         update = self._update if stack.layout.preconditioned else self._update_without_basis
         return update(stack.storage, grads, group, step, refresh)
 
@@ -212,11 +219,9 @@ class KroneckerOptimizer(Optimizer):
         self._stacks_of_group.clear()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        callbacks = getattr(self, "_callbacks", [])
-        steps_taken = getattr(self, "_steps_taken", 0)
         super().__setstate__(state)
-        self._reset_runtime()
-        self._callbacks, self._steps_taken = callbacks, steps_taken
+        if "_callbacks" not in self.__dict__:  # unpickled or copied, where __init__ does not run
+            self._reset_runtime()
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)

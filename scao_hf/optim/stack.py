@@ -114,6 +114,10 @@ class Stack:
         rows = [self.layout.to_rows(_dense_gradient(param)) for param in self.params]
         return (rows[0] if len(rows) == 1 else torch.cat(rows)).float()
 
+    def parameters(self) -> Tensor:
+        """The parameters (rows, *row_shape) in float32; a copy or a view, to be read only."""
+        return torch.cat([self.layout.to_rows(param) for param in self.params]).float()
+
     def apply(self, direction: Tensor, lr: float, weight_decay: float) -> None:
         """Decay the parameters, then move them against a direction.
 
