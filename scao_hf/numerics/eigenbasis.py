@@ -45,11 +45,8 @@ def eigh_descending(factor: Tensor, fallback: Eigenbasis | None = None) -> tuple
     if fallback is None:
         fallback = _unit_basis(factor)
     finite = finite_matrices(factor)
-    safe = torch.where(finite[..., None, None], factor, torch.zeros_like(factor))
-    basis = _eigh_with_escalation(safe)
-    if basis is None:
-        return fallback, torch.ones_like(finite)
-    good = finite & finite_matrices(basis.vectors) & torch.isfinite(basis.values).all(-1)
+    basis, solved = _eigh_with_escalation(torch.where(finite[..., None, None], factor, torch.zeros_like(factor)))
+    good = finite & solved & finite_matrices(basis.vectors) & torch.isfinite(basis.values).all(-1)
     vectors = torch.where(good[..., None, None], basis.vectors, fallback.vectors)
     values = torch.where(good[..., None], basis.values, fallback.values)
     return Eigenbasis(vectors.contiguous(), values.contiguous()), ~good
@@ -60,18 +57,39 @@ def _unit_basis(factor: Tensor) -> Eigenbasis:
     return Eigenbasis(identity, torch.zeros_like(factor[..., 0]))
 
 
-def _eigh_with_escalation(factor: Tensor) -> Eigenbasis | None:
-    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-    scale = factor.diagonal(dim1=-2, dim2=-1).abs().mean(-1)[..., None, None]
+def _eigh_with_escalation(factor: Tensor) -> tuple[Eigenbasis, Tensor]:
+    """Decompose all at once or, where the solver refuses, one by one: a stubborn matrix costs the others nothing."""
     # eigh has no bfloat16 kernel, and float32 keeps the basis orthonormal to about 1e-6.
-    for dtype in (torch.promote_types(factor.dtype, torch.float32), torch.float64):
+    together = _attempt(factor, torch.promote_types(factor.dtype, torch.float32))
+    if together is not None:
+        return together, torch.ones_like(factor[..., 0, 0], dtype=torch.bool)
+    singles = factor.reshape(-1, *factor.shape[-2:])
+    answers = [_escalate(matrix) for matrix in singles]
+    solved = torch.tensor([answer is not None for answer in answers], device=factor.device)
+    bases = [answer or _unit_basis(matrix) for answer, matrix in zip(answers, singles, strict=True)]
+    vectors = torch.stack([basis.vectors for basis in bases]).reshape(factor.shape)
+    values = torch.stack([basis.values for basis in bases]).reshape(factor.shape[:-1])
+    return Eigenbasis(vectors, values), solved.reshape(factor.shape[:-2])
+
+
+def _escalate(matrix: Tensor) -> Eigenbasis | None:
+    for dtype in (torch.promote_types(matrix.dtype, torch.float32), torch.float64):
         for jitter in JITTERS:
-            try:
-                values, vectors = torch.linalg.eigh((factor + jitter * scale * identity).to(dtype))
-            except torch.linalg.LinAlgError:
-                continue
-            return Eigenbasis(vectors.flip(-1).to(factor.dtype), values.flip(-1).to(factor.dtype))
+            basis = _attempt(matrix, dtype, jitter)
+            if basis is not None:
+                return basis
     return None
+
+
+def _attempt(factor: Tensor, dtype: torch.dtype, jitter: float = 0.0) -> Eigenbasis | None:
+    if jitter:
+        scale = factor.diagonal(dim1=-2, dim2=-1).abs().mean(-1)[..., None, None]
+        factor = factor + jitter * scale * torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    try:
+        values, vectors = torch.linalg.eigh(factor.to(dtype))
+    except torch.linalg.LinAlgError:
+        return None
+    return Eigenbasis(vectors.flip(-1).to(factor.dtype), values.flip(-1).to(factor.dtype))
 
 
 def rayleigh_quotients(factor: Tensor, vectors: Tensor) -> Tensor:
@@ -131,7 +149,7 @@ def cholesky_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
         X ← X chol(XᵀX + s I)⁻ᵀ, once with a shift s for safety, then twice without
 
     Three passes of a shifted Cholesky-QR keep the loss of orthogonality at rounding level up to a condition number of
-    about 1e6 in float32; a column span beyond that (rank-deficient input) is reported as failed.
+    about 1e6 in float32; columns that depend on the earlier ones to within rounding are reported as failed.
 
     Args:
         matrix: (..., d, k) with d ≥ k, float32 or float64.
@@ -145,15 +163,19 @@ def cholesky_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
     identity = torch.eye(columns, dtype=matrix.dtype, device=matrix.device)
     shift = 11 * columns * torch.finfo(matrix.dtype).eps
     orthonormal, failed = matrix, torch.zeros(matrix.shape[:-2], dtype=torch.bool, device=matrix.device)
+    pivots = torch.ones_like(matrix[..., 0, :])
     for relative_shift in (shift, 0.0, 0.0):
         gram = orthonormal.mT @ orthonormal
         trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
         lower, info = torch.linalg.cholesky_ex(gram + relative_shift * trace * identity)
         orthonormal = torch.linalg.solve_triangular(lower, orthonormal.mT, upper=False).mT
         failed = failed | (info != 0)
+        pivots = pivots * lower.diagonal(dim1=-2, dim2=-1)
+    # The pivots are the diagonal of the triangle in A = Q R. Rounding alone leaves a dependent column one of about eps,
+    # which the next passes blow up to a unit vector made of noise.
+    dependent = pivots.amin(-1) <= 4 * torch.finfo(matrix.dtype).eps * torch.linalg.vector_norm(matrix, dim=(-2, -1))
     defect = (orthonormal.mT @ orthonormal - identity).abs().flatten(-2).amax(-1)
-    # A rank-deficient span passes the shifted first step and is betrayed by its last Gram matrix.
-    return orthonormal.contiguous(), failed | ~(defect < 100 * columns * torch.finfo(matrix.dtype).eps)
+    return orthonormal.contiguous(), failed | dependent | ~(defect < 100 * columns * torch.finfo(matrix.dtype).eps)
 
 
 def orthonormalize(matrix: Tensor) -> Tensor:
@@ -271,7 +293,7 @@ def spectral_rank(values: Tensor, total: Tensor, mass: float, k_min: int, k_max:
         (...), int64; a spectrum of zeros gives k_min.
     """
     reached = values.clamp_min(0).cumsum(-1) >= (mass * total).unsqueeze(-1)
-    needed = (~reached).sum(-1) + 1
+    needed = (~reached).sum(-1) + (total > 0)
     return needed.clamp(min=min(k_min, k_max), max=k_max)
 
 

@@ -49,18 +49,19 @@ def outer_product(grad: Tensor, dim: int) -> Tensor:
 def accumulate(factor: Tensor, outer: Tensor, beta: float, accept: Tensor | None = None) -> None:
     """Fold one outer product into its factor, in place.
 
-        A <- beta A + (1 - beta) G Gᵀ        where accepted; A otherwise
+        A <- beta A + (1 - beta) G Gᵀ        where accepted and finite; A otherwise
+
+    So a gradient with a NaN or an Inf, or one so large that its squares overflow, costs one observation and not the
+    whole history.
 
     Args:
         factor: (..., d, d), float32; overwritten.
         outer: (..., d, d), float32.
         beta: decay per call, in [0, 1); the memory is about 1 / (1 - beta) calls.
-        accept: (...), bool; matrices to leave alone where False, so that a gradient with a NaN or an Inf costs one
-            observation and not the whole history. None accepts all.
+        accept: (...), bool; matrices to leave alone where False. None accepts all that are finite.
     """
-    if accept is None:
-        factor.lerp_(outer, 1 - beta)
-        return
+    finite = finite_matrices(outer)
+    accept = finite if accept is None else accept & finite
     factor.copy_(torch.where(accept[..., None, None], torch.lerp(factor, outer, 1 - beta), factor))
 
 

@@ -90,11 +90,21 @@ def test_accumulate_leaves_refused_matrices_bit_for_bit_alone() -> None:
     assert_close(factor[2], 0.75 * before[2].double() + 0.25 * outer[2].double())
 
 
-def test_accumulate_without_a_mask_takes_every_matrix() -> None:
+def test_accumulate_without_a_mask_takes_every_finite_matrix() -> None:
     factor, outer = random_matrix(2, 4, 4, seed=1), random_matrix(2, 4, 4, seed=2)
     expected = 0.75 * factor.double() + 0.25 * outer.double()
     accumulate(factor, outer, 0.75)
     assert_close(factor, expected)
+
+
+@pytest.mark.parametrize("accept", [None, torch.tensor([True, True])])
+def test_accumulate_skips_an_outer_product_that_overflowed(accept: torch.Tensor | None) -> None:
+    factor, outer = random_matrix(2, 4, 4, seed=1), random_matrix(2, 4, 4, seed=2)
+    outer[0, 1, 2] = torch.inf
+    before = factor.clone()
+    accumulate(factor, outer, 0.75, accept)
+    assert torch.equal(factor[0], before[0])
+    assert_close(factor[1], 0.75 * before[1].double() + 0.25 * outer[1].double())
 
 
 @pytest.mark.parametrize("shape", [(6,), (3, 5), (2, 3, 4), (3, 2, 2, 3)])

@@ -1,0 +1,548 @@
+"""Eigenbases, sketches and ranks against the dense float64 reference; bases are compared through their projectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import reference
+import torch
+from problems import (
+    BATCHES,
+    SHAPES,
+    assert_close,
+    assert_orthonormal,
+    matrices,
+    random_factor,
+    random_frame,
+    random_matrix,
+)
+from torch import Tensor
+
+from scao_hf.numerics import eigenbasis
+from scao_hf.numerics.eigenbasis import (
+    Eigenbasis,
+    Sketch,
+    cholesky_qr,
+    descending_order,
+    eigh_descending,
+    excess_spectral_rank,
+    initial_sketch,
+    orthogonal_iteration,
+    orthonormalize,
+    rayleigh_quotients,
+    refresh_sketch,
+    sketch_values,
+    spectral_rank,
+    tail_value,
+    take_columns,
+    update_sketch,
+)
+
+# Vectors of float32 `eigh` are off by d·2^-24·‖A‖ / gap, 8 · 6e-8 · 2 / 0.2 = 5e-6 for a `random_factor` of 8 rows.
+PROJECTOR_TOLERANCE = 2e-5
+
+
+def assert_same_leading_spans(actual: Tensor, expected: Tensor, atol: float = PROJECTOR_TOLERANCE) -> None:
+    """For every a, the first a columns span the same space."""
+    for count in range(1, actual.shape[-1] + 1):
+        torch.testing.assert_close(
+            reference.projector(actual[:, :count]), reference.projector(expected[:, :count]), rtol=0, atol=atol
+        )
+
+
+# ------------------------------------------------------------------------------------------------ eigh
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5, 8])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_eigh_gives_the_reference_pairs_largest_first(batch: tuple[int, ...], dim: int) -> None:
+    factor = random_factor(*batch, dim=dim)
+    basis, failed = eigh_descending(factor)
+    assert failed.shape == batch
+    assert not failed.any()
+    for matrix, vectors, values in zip(
+        matrices(factor), matrices(basis.vectors), matrices(basis.values, 1), strict=True
+    ):
+        expected_values, expected_vectors = reference.eigh_descending(matrix)
+        assert_close(values, expected_values)
+        assert_same_leading_spans(vectors, expected_vectors)
+
+
+def test_eigh_of_zero_and_of_rank_one_matrices_is_orthonormal() -> None:
+    vector = random_matrix(5)
+    basis, failed = eigh_descending(torch.stack([torch.zeros(5, 5), torch.outer(vector, vector)]))
+    assert not failed.any()
+    assert_orthonormal(basis.vectors)
+    assert_close(basis.values[0], torch.zeros(5).double())
+    assert float(basis.values[1, 0]) == pytest.approx(float(vector @ vector), rel=1e-5)
+
+
+def test_eigh_results_are_contiguous() -> None:
+    basis, _ = eigh_descending(random_factor(2, dim=4))
+    assert basis.vectors.is_contiguous()
+    assert basis.values.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_eigh_of_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    factor = random_factor(dim=4).to(dtype)
+    basis, failed = eigh_descending(factor)
+    assert basis.vectors.dtype == dtype
+    assert not failed.any()
+    # The result is rounded to the dtype once: half a unit in the last place of numbers up to 2.
+    assert_close(basis.values, reference.eigh_descending(factor)[0], rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_matrix_that_is_not_finite_keeps_its_fallback_and_is_reported(value: float) -> None:
+    factor = random_factor(3, dim=4)
+    factor[1, 2, 1] = value
+    last_good = Eigenbasis(random_frame(3, dim=4, rank=4, seed=5), random_matrix(3, 4, seed=6))
+    basis, failed = eigh_descending(factor, last_good)
+    assert failed.tolist() == [False, True, False]
+    assert torch.equal(basis.vectors[1], last_good.vectors[1])
+    assert torch.equal(basis.values[1], last_good.values[1])
+    alone, _ = eigh_descending(factor[2])
+    assert_same_leading_spans(basis.vectors[2], alone.vectors)
+
+
+def test_without_a_fallback_a_failed_matrix_gets_unit_vectors_and_zeros() -> None:
+    basis, failed = eigh_descending(torch.full((3, 3), torch.nan))
+    assert bool(failed)
+    assert torch.equal(basis.vectors, torch.eye(3))
+    assert not basis.values.any()
+
+
+def refusing(refuses: Callable[[Tensor], bool]) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], list[Tensor]]:
+    """An `eigh` that does not converge on some inputs, and the list of inputs it has seen."""
+    original, seen = torch.linalg.eigh, []
+
+    def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(matrix)
+        if refuses(matrix):
+            raise torch.linalg.LinAlgError("did not converge")
+        return original(matrix)
+
+    return eigh, seen
+
+
+def test_a_solver_that_fails_once_is_tried_again_with_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    factor = random_factor(dim=4)
+    eigh, seen = refusing(lambda matrix: torch.equal(matrix, factor))
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    basis, failed = eigh_descending(factor)
+    monkeypatch.undo()
+    assert not failed.any()
+    jitter = (seen[-1] - factor).diagonal()
+    # 1e-6 of the mean eigenvalue is a few units in the last place of the diagonal, so the sum is rounded.
+    assert_close(jitter, 1e-6 * factor.diagonal().mean().double().expand(4), rtol=0.5, atol=0)
+    assert_same_leading_spans(basis.vectors, reference.eigh_descending(factor)[1])
+    assert_close(basis.values, reference.eigh_descending(factor)[0])
+
+
+def test_a_solver_that_fails_in_float32_is_tried_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    factor = random_factor(2, dim=4)
+    eigh, seen = refusing(lambda matrix: matrix.dtype == torch.float32)
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    basis, failed = eigh_descending(factor)
+    monkeypatch.undo()
+    assert seen[-1].dtype == torch.float64
+    assert not failed.any()
+    assert basis.vectors.dtype == torch.float32
+    for matrix, vectors in zip(factor, basis.vectors, strict=True):
+        assert_same_leading_spans(vectors, reference.eigh_descending(matrix)[1])
+
+
+def test_a_solver_that_always_fails_keeps_every_fallback_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    last_good = Eigenbasis(random_frame(2, dim=4, rank=4), random_matrix(2, 4))
+    eigh, _ = refusing(lambda matrix: True)
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    basis, failed = eigh_descending(random_factor(2, dim=4), last_good)
+    assert failed.tolist() == [True, True]
+    assert torch.equal(basis.vectors, last_good.vectors)
+    assert torch.equal(basis.values, last_good.values)
+
+
+def test_one_matrix_that_cannot_be_decomposed_does_not_cost_the_others_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    factor = random_factor(3, dim=4)
+    factor[1, 0, 0] += 50  # the mark by which the solver below knows the matrix, jittered or not
+    eigh, _ = refusing(lambda matrix: bool((matrix[..., 0, 0] > 40).any()))
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    basis, failed = eigh_descending(factor)
+    monkeypatch.undo()
+    assert failed.tolist() == [False, True, False]
+    assert torch.equal(basis.vectors[1], torch.eye(4))
+    for row in (0, 2):
+        alone, _ = eigh_descending(factor[row])
+        assert torch.equal(basis.vectors[row], alone.vectors)
+        assert torch.equal(basis.values[row], alone.values)
+
+
+def test_other_errors_of_the_solver_reach_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    with pytest.raises(torch.OutOfMemoryError):
+        eigh_descending(random_factor(dim=4))
+
+
+# ------------------------------------------------------------------------------------------------ small tools
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_rayleigh_quotients_are_the_diagonal_in_the_basis(batch: tuple[int, ...]) -> None:
+    factor, frame = random_factor(*batch, dim=5), random_frame(*batch, dim=5, rank=3)
+    for matrix, vectors, values in zip(
+        matrices(factor), matrices(frame), matrices(rayleigh_quotients(factor, frame), 1), strict=True
+    ):
+        assert_close(values, torch.diag(vectors.double().T @ matrix.double() @ vectors.double()))
+
+
+def test_descending_order_keeps_ties_and_puts_nan_last() -> None:
+    values = torch.tensor([[1.0, 3.0, 1.0, 2.0], [float("nan"), -1.0, float("inf"), -1.0]])
+    assert descending_order(values).tolist() == [[1, 3, 0, 2], [2, 1, 3, 0]]
+
+
+def test_take_columns_reorders_each_matrix_by_its_own_indices() -> None:
+    matrix = random_matrix(2, 3, 4)
+    order = torch.tensor([[2, 0, 3, 1], [0, 1, 3, 2]])
+    taken = take_columns(matrix, order)
+    for row in range(2):
+        for new, old in enumerate(order[row].tolist()):
+            assert torch.equal(taken[row, :, new], matrix[row, :, old])
+
+
+# ------------------------------------------------------------------------------------------------ orthogonal iteration
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("rank", [2, 5])
+def test_orthogonal_iteration_turns_the_basis_as_the_reference_does(rank: int, steps: int) -> None:
+    factor, frame = random_factor(3, dim=5), random_frame(3, dim=5, rank=rank, seed=9)
+    ordered = take_columns(frame, descending_order(rayleigh_quotients(factor, frame)))
+    turned, failed = orthogonal_iteration(factor, ordered, steps)
+    assert not failed.any()
+    assert turned.is_contiguous()
+    for row in range(3):
+        expected, order = reference.orthogonal_iteration(factor[row].double(), frame[row].double(), steps)
+        assert_same_leading_spans(ordered[row], frame[row].double()[:, order])
+        assert_same_leading_spans(turned[row], expected)
+
+
+def test_many_iterations_arrive_at_the_eigenvectors() -> None:
+    factor = random_factor(dim=5)
+    turned, _ = orthogonal_iteration(factor, random_frame(dim=5, rank=5), 200)
+    assert_same_leading_spans(turned, reference.eigh_descending(factor)[1])
+
+
+def test_iteration_with_a_spoilt_factor_leaves_that_basis_bit_for_bit() -> None:
+    factor, frame = random_factor(2, dim=4), random_frame(2, dim=4, rank=4)
+    factor[0, 1, 1] = torch.nan
+    turned, failed = orthogonal_iteration(factor, frame)
+    assert failed.tolist() == [True, False]
+    assert torch.equal(turned[0], frame[0])
+    assert_same_leading_spans(turned[1], torch.linalg.qr(factor[1].double() @ frame[1].double()).Q)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_iteration_with_a_deficient_factor_stays_orthonormal(rank: int) -> None:
+    vector = random_matrix(4)
+    turned, failed = orthogonal_iteration(rank * torch.outer(vector, vector), random_frame(dim=4, rank=4))
+    assert not failed.any()
+    assert_orthonormal(turned)
+
+
+# ------------------------------------------------------------------------------------------------ Cholesky-QR
+
+
+def conditioned(dim: int, rank: int, condition: float, seed: int = 0) -> Tensor:
+    left = random_frame(dim=dim, rank=rank, seed=seed, dtype=torch.float64)
+    right = random_frame(dim=rank, rank=rank, seed=seed + 1, dtype=torch.float64)
+    return left * torch.logspace(0, -torch.log10(torch.tensor(condition)).item(), rank, dtype=torch.float64) @ right.T
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e2, 1e4, 1e6])
+@pytest.mark.parametrize("shape", [(12, 4), (5, 5), (6, 1)])
+def test_cholesky_qr_is_orthonormal_and_keeps_the_span(shape: tuple[int, int], condition: float) -> None:
+    matrix = conditioned(*shape, condition if shape[1] > 1 else 1.0)
+    orthonormal, failed = cholesky_qr(matrix.float())
+    assert not failed.any()
+    assert_orthonormal(orthonormal)
+    # The span is right to the backward error: no part of the matrix larger than rounding lies outside it.
+    outside = matrix - reference.projector(orthonormal) @ matrix
+    assert float(outside.norm() / matrix.norm()) < 1e-6
+
+
+def test_cholesky_qr_agrees_with_qr_on_every_leading_span() -> None:
+    batch = random_matrix(3, 9, 4)
+    orthonormal, failed = cholesky_qr(batch)
+    assert not failed.any()
+    for matrix, vectors in zip(batch, orthonormal, strict=True):
+        assert_same_leading_spans(vectors, torch.linalg.qr(matrix.double()).Q)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (8, 3), (50, 10), (300, 40)])
+@pytest.mark.parametrize("seed", range(5))
+def test_cholesky_qr_reports_a_repeated_column(shape: tuple[int, int], seed: int) -> None:
+    matrix = random_matrix(*shape, seed=seed)
+    matrix[:, -1] = matrix[:, 0]
+    assert bool(cholesky_qr(matrix)[1])
+
+
+def test_cholesky_qr_reports_deficient_and_spoilt_matrices_only() -> None:
+    batch = random_matrix(5, 8, 3)
+    batch[1] = 0
+    batch[2, :, 2] = batch[2, :, 0]
+    batch[3, 4, 1] = torch.nan
+    orthonormal, failed = cholesky_qr(batch)
+    assert failed.tolist() == [False, True, True, True, False]
+    for row in (0, 4):
+        assert_same_leading_spans(orthonormal[row], torch.linalg.qr(batch[row].double()).Q)
+
+
+# ------------------------------------------------------------------------------------------------ orthonormalize
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (4, 4), (5, 1), (1, 1)])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_orthonormalize_keeps_every_leading_span(batch: tuple[int, ...], shape: tuple[int, int]) -> None:
+    given = random_matrix(*batch, *shape)
+    result = orthonormalize(given)
+    assert result.is_contiguous()
+    for matrix, vectors in zip(matrices(given), matrices(result), strict=True):
+        assert_orthonormal(vectors)
+        assert_same_leading_spans(vectors, torch.linalg.qr(matrix.double()).Q)
+
+
+def degenerate_columns() -> dict[str, Tensor]:
+    repeated = random_matrix(6, 3)
+    repeated[:, 2] = repeated[:, 0]
+    return {
+        "zero": torch.zeros(6, 3),
+        "unit vectors": torch.eye(6)[:, :3],
+        "negative unit vectors": -torch.eye(6)[:, :3],
+        "exchanged unit vectors": torch.eye(6)[:, [1, 0, 2]],
+        "last unit vectors": torch.eye(6)[:, 3:],
+        "repeated": repeated,
+        "rank one": torch.outer(random_matrix(6), torch.ones(3)),
+        "nearly a unit vector": torch.eye(6)[:, :3] + 1e-6 * random_matrix(6, 3),
+        "tiny": 1e-30 * random_matrix(6, 3),
+        "huge": 1e30 * random_matrix(6, 3),
+        "square unit": torch.eye(4),
+        "triangular": torch.triu(random_matrix(4, 4)),
+    }
+
+
+@pytest.mark.parametrize("name", degenerate_columns())
+def test_orthonormalize_of_degenerate_columns_leaves_every_leading_block_invertible(name: str) -> None:
+    vectors = orthonormalize(degenerate_columns()[name])
+    assert_orthonormal(vectors)
+    top = vectors[: vectors.shape[1]].double()
+    for count in range(1, vectors.shape[1] + 1):
+        block = reference.identity(count) - top[:count, :count].T
+        # Its LU factors are those of the reflectors: unit lower triangular times a diagonal 1 ≤ τ ≤ 2.
+        assert float(torch.linalg.det(block)) > 1 - 1e-4
+
+
+def test_orthonormalize_of_nan_is_nan() -> None:
+    matrix = random_matrix(2, 5, 2)
+    matrix[0, 1, 0] = torch.nan
+    result = orthonormalize(matrix)
+    assert result[0].isnan().any()
+    assert_orthonormal(result[1])
+
+
+# ------------------------------------------------------------------------------------------------ sketch
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_a_first_sketch_holds_the_whole_space_of_a_low_rank_gradient(batch: tuple[int, ...]) -> None:
+    grad = random_matrix(*batch, 8, 2, seed=1) @ random_matrix(*batch, 2, 6, seed=2)
+    sketch = initial_sketch(grad, 3, 0.05)
+    for matrix, vectors, product in zip(
+        matrices(grad), matrices(sketch.vectors), matrices(sketch.product), strict=True
+    ):
+        assert_orthonormal(vectors)
+        outside = matrix.double() - reference.projector(vectors) @ matrix.double()
+        # The third power of the singular values comes before the orthonormalisation: rounding times their ratio cubed.
+        assert float(outside.norm() / matrix.double().norm()) < 1e-4
+        assert_close(product, 0.05 * matrix.double() @ matrix.double().T @ vectors.double())
+
+
+def test_a_first_sketch_finds_the_directions_that_stand_out() -> None:
+    spikes = random_frame(dim=12, rank=2, dtype=torch.float64)
+    grad = (30 * spikes @ random_frame(dim=20, rank=2, seed=3, dtype=torch.float64).T).float() + random_matrix(12, 20)
+    sketch = initial_sketch(grad, 4, 0.05)
+    top = torch.linalg.svd(grad.double()).U[:, :2]
+    assert float((reference.projector(sketch.vectors) @ top - top).norm()) < 1e-2
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-8, 1e15])
+def test_a_first_sketch_does_not_depend_on_the_scale_of_the_gradient(scale: float) -> None:
+    grad = random_matrix(6, 5)
+    assert_same_leading_spans(initial_sketch(scale * grad, 3, 0.05).vectors, initial_sketch(grad, 3, 0.05).vectors)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_a_gradient_without_information_starts_a_harmless_sketch(value: float) -> None:
+    grad = torch.stack([torch.full((6, 5), value), random_matrix(6, 5)])
+    sketch = initial_sketch(grad, 3, 0.05)
+    assert torch.equal(sketch.vectors[0].abs(), torch.eye(6)[:, :3])
+    assert not sketch.product[0].any()
+    assert_same_leading_spans(sketch.vectors[1], initial_sketch(grad[1], 3, 0.05).vectors)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_the_sketch_is_the_averaged_factor_times_the_basis(batch: tuple[int, ...], shape: tuple[int, int]) -> None:
+    rank = min(2, shape[0])
+    vectors = random_frame(*batch, dim=shape[0], rank=rank)
+    product = torch.zeros(*batch, shape[0], rank)
+    grads = [random_matrix(*batch, *shape, seed=seed) for seed in range(5)]
+    for grad in grads:
+        update_sketch(product, grad, vectors.mT @ grad, 0.9)
+    for row, (basis, result) in enumerate(zip(matrices(vectors), matrices(product), strict=True)):
+        assert_close(result, reference.power_sketch([matrices(grad)[row] for grad in grads], basis, 0.9))
+
+
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf"), 1e30])
+def test_a_spoilt_gradient_costs_the_sketch_one_observation(spoilt: float) -> None:
+    vectors, product = random_frame(2, dim=4, rank=2), torch.zeros(2, 4, 2)
+    first, second = random_matrix(2, 4, 3, seed=1), random_matrix(2, 4, 3, seed=2)
+    second[0, 0, 0] = spoilt
+    for grad in (first, second):
+        update_sketch(product, grad, vectors.mT @ grad, 0.5)
+    assert_close(product[0], reference.power_sketch([first[0]], vectors[0], 0.5))
+    assert_close(product[1], reference.power_sketch([first[1], second[1]], vectors[1], 0.5))
+
+
+def test_sketch_values_are_the_rayleigh_quotients_of_the_average() -> None:
+    grads = [random_matrix(6, 5, seed=seed) for seed in range(3)]
+    vectors = random_frame(dim=6, rank=3)
+    sketch = Sketch(vectors, reference.power_sketch(grads, vectors, 0.9).float())
+    left, _ = reference.kronecker_factors(grads, 0.9)
+    assert_close(sketch_values(sketch), torch.diag(vectors.double().T @ left @ vectors.double()))
+
+
+def test_refreshing_a_sketch_is_one_orthogonal_iteration_with_the_average() -> None:
+    grads = [random_matrix(3, 7, 5, seed=seed) for seed in range(8)]
+    vectors = random_frame(3, dim=7, rank=3, seed=4)
+    product = torch.zeros(3, 7, 3)
+    for grad in grads:
+        update_sketch(product, grad, vectors.mT @ grad, 0.9)
+    old = Sketch(vectors.clone(), product.clone())
+    new, order, failed = refresh_sketch(Sketch(vectors, product))
+    assert not failed.any()
+    assert torch.equal(vectors, old.vectors)
+    assert torch.equal(product, old.product)
+    for row in range(3):
+        left, _ = reference.kronecker_factors([grad[row] for grad in grads], 0.9)
+        expected, expected_order = reference.orthogonal_iteration(left, old.vectors[row].double())
+        assert order[row].tolist() == expected_order.tolist()
+        assert_same_leading_spans(new.vectors[row], expected)
+        transported = left @ reference.projector(old.vectors[row]) @ new.vectors[row].double()
+        assert_close(new.product[row], transported, atol=1e-5)
+
+
+def test_a_spoilt_sketch_keeps_its_basis_and_restarts_its_product() -> None:
+    vectors, product = random_frame(2, dim=5, rank=2), random_matrix(2, 5, 2)
+    product[0, 3, 1] = torch.inf
+    new, order, failed = refresh_sketch(Sketch(vectors, product))
+    assert failed.tolist() == [True, False]
+    assert torch.equal(new.vectors[0], vectors[0])
+    assert torch.isfinite(new.product).all()
+    assert order[0].tolist() == [0, 1]
+    assert_orthonormal(new.vectors[1])
+
+
+def test_a_zero_sketch_refreshes_to_an_orthonormal_basis() -> None:
+    new, _, failed = refresh_sketch(Sketch(random_frame(dim=5, rank=2), torch.zeros(5, 2)))
+    assert not failed.any()
+    assert_orthonormal(new.vectors)
+    assert not new.product.any()
+
+
+def test_the_tracked_basis_holds_the_spikes_of_the_dense_average() -> None:
+    generator = torch.Generator().manual_seed(1)
+    spikes = random_frame(dim=24, rank=3, seed=2)
+    grads = [
+        spikes @ (6 * torch.randn(3, 16, generator=generator)) + torch.randn(24, 16, generator=generator)
+        for _ in range(80)
+    ]
+    sketch = initial_sketch(grads[0], 8, 0.05)
+    for step, grad in enumerate(grads[1:], start=2):
+        update_sketch(sketch.product, grad, sketch.vectors.mT @ grad, 0.95)
+        if step % 10 == 0:
+            sketch, _, _ = refresh_sketch(sketch)
+    dense = reference.eigh_descending(reference.kronecker_factors(grads, 0.95)[0])[1][:, :3]
+    kept = float((reference.projector(sketch.vectors) @ dense).norm() ** 2) / 3
+    assert kept > 0.99
+
+
+# ------------------------------------------------------------------------------------------------ rank
+
+
+@pytest.mark.parametrize("mass", [0.3, 0.77, 0.95, 1.0])
+@pytest.mark.parametrize("bounds", [(1, 8), (3, 5), (0, 8), (8, 8)])
+def test_the_rank_holds_the_wanted_share_of_the_mass(mass: float, bounds: tuple[int, int]) -> None:
+    values = random_matrix(6, 8).square().sort(-1, descending=True).values
+    ranks = spectral_rank(values, values.sum(-1), mass, *bounds)
+    assert ranks.dtype == torch.int64
+    for row, rank in zip(values, ranks.tolist(), strict=True):
+        expected = reference.rank_by_mass(row.double().tolist(), 1 - mass, float(row.sum()))
+        assert rank == reference.clamp_rank(expected, *bounds, dim=8)
+
+
+def test_the_rank_is_taken_against_the_whole_spectrum_where_only_its_head_is_known() -> None:
+    head = torch.tensor([4.0, 2.0, 1.0])
+    assert int(spectral_rank(head, torch.tensor(10.0), 0.55, 1, 3)) == 2
+    assert int(spectral_rank(head, torch.tensor(10.0), 0.95, 1, 3)) == 3
+
+
+def test_negative_eigenvalues_count_as_zero() -> None:
+    assert int(spectral_rank(torch.tensor([3.0, 1.0, -2.0]), torch.tensor(4.0), 1.0, 1, 3)) == 2
+
+
+@pytest.mark.parametrize("k_min", [0, 1, 2])
+def test_a_spectrum_of_zeros_needs_the_smallest_rank(k_min: int) -> None:
+    zeros = torch.zeros(2, 4)
+    assert spectral_rank(zeros, zeros.sum(-1), 0.95, k_min, 4).tolist() == [k_min, k_min]
+    assert excess_spectral_rank(torch.ones(2, 4), torch.ones(2), 0.95, k_min, 4).tolist() == [k_min, k_min]
+
+
+def test_a_rank_never_exceeds_k_max_even_below_k_min() -> None:
+    assert int(spectral_rank(torch.ones(3), torch.tensor(3.0), 0.1, 8, 3)) == 3
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12])
+def test_the_rank_by_excess_ignores_the_tail_at_every_scale(scale: float) -> None:
+    values = random_matrix(6, 8).square().sort(-1, descending=True).values
+    tail = values.mean(-1)
+    ranks = excess_spectral_rank(scale * values, scale * tail, 0.9, 1, 8)
+    for row, level, rank in zip(values, tail, ranks.tolist(), strict=True):
+        assert rank == reference.rank_by_excess(row.double().tolist(), float(level), 0.1)
+
+
+def test_a_flat_tail_does_not_raise_the_rank_by_excess_but_does_raise_the_rank_by_mass() -> None:
+    values = torch.cat([torch.tensor([50.0, 40.0]), torch.ones(30)])
+    assert int(excess_spectral_rank(values, torch.tensor(1.0), 0.95, 1, 32)) == 2
+    # 0.95 · 120 = 114 = 50 + 40 + 24
+    assert int(spectral_rank(values, values.sum(), 0.95, 1, 32)) == 26
+
+
+@pytest.mark.parametrize("rank", [0, 2, 5])
+def test_the_tail_is_the_mean_of_what_is_left_of_the_trace(rank: int) -> None:
+    values = reference.eigh_descending(random_factor(dim=5))[0]
+    tail = tail_value(values[:rank].float(), values.sum().float(), 5)
+    assert_close(tail, reference.tail_level(float(values.sum()), values[:rank].tolist(), 5))
+
+
+def test_a_tail_is_never_negative() -> None:
+    assert float(tail_value(torch.tensor([2.0, 2.0]), torch.tensor(3.0), 5)) == 0.0
+
+
+def test_jitter_grows() -> None:
+    assert list(eigenbasis.JITTERS) == sorted(eigenbasis.JITTERS)
+    assert eigenbasis.JITTERS[0] == 0.0
