@@ -150,11 +150,14 @@ class KroneckerOptimizer(Optimizer):
 
     def _build_stack(self, params: Sequence[Tensor], layout: Layout, group: Group) -> Stack:
         def create(rows: int) -> Storage:
-            if layout.preconditioned:
-                return self._create(rows, layout, group, params[0].device)
-            return self._create_without_basis(rows, layout, params[0].device)
+            return self._new_storage(layout, group, params[0].device, rows)
 
         return Stack.gather(params, layout, [self.state[param] for param in params], create)
+
+    def _new_storage(self, layout: Layout, group: Group, device: torch.device, rows: int) -> Storage:
+        if layout.preconditioned:
+            return self._create(rows, layout, group, device)
+        return self._create_without_basis(rows, layout, device)
 
     @staticmethod
     def _create_without_basis(rows: int, layout: Layout, device: torch.device) -> Storage:
@@ -206,6 +209,7 @@ class KroneckerOptimizer(Optimizer):
         `torch.optim.Optimizer.load_state_dict` would cast each floating state tensor, and each int8 code, to the dtype
         of its parameter; the state of a bfloat16 model would then resume with other numbers.
         """
+        self._require_own_checkpoint(state_dict)
         schedules = [{k: v for k, v in group.items() if callable(v)} for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, schedule in zip(self.param_groups, schedules, strict=True):
@@ -217,6 +221,23 @@ class KroneckerOptimizer(Optimizer):
                 if isinstance(value, Tensor):
                     self.state[param][name] = value.detach().to(param.device)
         self._stacks_of_group.clear()
+
+    def _require_own_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        for saved_group, group in zip(state_dict["param_groups"], self.param_groups, strict=False):
+            for saved_id, param in zip(saved_group["params"], group["params"], strict=False):
+                saved = state_dict["state"].get(saved_id)
+                if not saved:
+                    continue
+                merged = {**group, **{k: v for k, v in saved_group.items() if k != "params" and v is not None}}
+                layout = self._layout(tuple(param.shape), merged)
+                expected = self._new_storage(layout, merged, torch.device("meta"), layout.num_rows)
+                missing = sorted(set(expected) - set(saved))
+                if missing:
+                    raise ValueError(
+                        f"this state was not saved by {type(self).__name__} with these settings: the parameter of shape "
+                        f"{tuple(param.shape)} has no {', '.join(missing)} (it has {', '.join(sorted(saved))}); "
+                        "resume with the optimizer and the parameter groups that wrote it, or start without its state"
+                    )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
