@@ -2,9 +2,9 @@
 
     python benchmarks/byte_gpt.py --data WIKITEXT2_DIRECTORY --optimizer scao --lr 8e-3 --embedding-lr 4e-3
 
-The directory holds `valid.txt` and `test.txt` of WikiText-2: the training text is test.txt and the first half of valid.txt,
-the validation text the rest. 16 rows of 128 bytes a step, gradient norm clipped at 1, 25 steps of learning-rate warm-up,
-then a cosine to 0; every optimizer sees the same initialisation and the same batches for a seed.
+The directory holds `valid.txt` and `test.txt` of WikiText-2: the training text is test.txt and the first half of
+valid.txt, the validation text the rest. 16 rows of 128 bytes a step, gradient norm clipped at 1, 25 steps of
+learning-rate warm-up, then a cosine to 0; every optimizer sees the same initialisation and the same batches for a seed.
 Prints one JSON line: validation loss in nats per byte over 48 fixed batches, and CPU seconds a step in the optimizer.
 """
 

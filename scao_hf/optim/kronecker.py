@@ -228,14 +228,15 @@ class KroneckerOptimizer(Optimizer):
                 saved = state_dict["state"].get(saved_id)
                 if not saved:
                     continue
-                merged = {**group, **{k: v for k, v in saved_group.items() if k != "params" and v is not None}}
+                schedules = {name: value for name, value in group.items() if callable(value)}
+                merged = {**group, **saved_group, **schedules}
                 layout = self._layout(tuple(param.shape), merged)
                 expected = self._new_storage(layout, merged, torch.device("meta"), layout.num_rows)
                 missing = sorted(set(expected) - set(saved))
                 if missing:
                     raise ValueError(
-                        f"this state was not saved by {type(self).__name__} with these settings: the parameter of shape "
-                        f"{tuple(param.shape)} has no {', '.join(missing)} (it has {', '.join(sorted(saved))}); "
+                        f"this state was not saved by {type(self).__name__} with these settings: the parameter of "
+                        f"shape {tuple(param.shape)} has no {', '.join(missing)} (it has {', '.join(sorted(saved))}); "
                         "resume with the optimizer and the parameter groups that wrote it, or start without its state"
                     )
 

@@ -1,0 +1,52 @@
+# Every target makes the environment it needs: PYTHON to choose the interpreter, TORCH to choose the torch release.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+NEWEST := .venv
+OLDEST := .venv-oldest
+
+.PHONY: demo test test-slow test-oldest lint format wheel clean help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+demo: $(NEWEST)/ready ## fine-tune the embedded model with LoRA and SCAO, offline, in about a minute
+	$(NEWEST)/bin/scao-finetune demo
+
+test: $(NEWEST)/ready ## all tests but the slow ones
+	$(NEWEST)/bin/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(NEWEST)/ready ## the tests that take minutes
+	$(NEWEST)/bin/python -m pytest -m slow
+
+test-oldest: $(OLDEST)/ready ## the integration tests on the oldest supported transformers
+	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow" tests/optim tests/hf tests/finetune
+
+lint: $(NEWEST)/ready ## formatting, lints and types
+	$(NEWEST)/bin/ruff format --check .
+	$(NEWEST)/bin/ruff check .
+	$(NEWEST)/bin/mypy
+
+format: $(NEWEST)/ready ## format and fix what can be fixed
+	$(NEWEST)/bin/ruff format .
+	$(NEWEST)/bin/ruff check --fix .
+
+wheel: $(NEWEST)/ready ## build the distributions into dist/
+	$(NEWEST)/bin/python -m build
+
+# torch first and alone: a CPU build that is at hand stays, whatever the other packages would choose.
+$(NEWEST)/ready: pyproject.toml .ci/newest.txt
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --upgrade pip
+	$(NEWEST)/bin/pip install --quiet "$(TORCH)"
+	$(NEWEST)/bin/pip install --quiet --constraint .ci/newest.txt --editable ".[dev]"
+	touch $@
+
+$(OLDEST)/ready: pyproject.toml .ci/oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --upgrade pip
+	$(OLDEST)/bin/pip install --quiet "$(TORCH)"
+	$(OLDEST)/bin/pip install --quiet --constraint .ci/oldest.txt --editable ".[dev]"
+	touch $@
+
+clean: ## remove environments and build products
+	rm -rf $(NEWEST) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
