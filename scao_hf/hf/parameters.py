@@ -51,7 +51,7 @@ def parameter_groups(
     """Sort the trainable parameters of `model` into groups for SCAO, PublishedSCAO, SOAP or any torch optimizer.
 
     Every group carries `kind`, `weight_decay` and `lr_scale`, `lr` where one was given, and `sides` where the kind
-    decides them; "auto" below means that the optimizer's own `sides` applies:
+    decides them; "auto" below means that the optimizer decides (a vector takes AdamW unless SOAP is told otherwise):
 
         kind        what it is                                                   sides
         matrix      any other weight of two or more dimensions                   auto
@@ -62,7 +62,7 @@ def parameter_groups(
         lora_b      LoRA's second factor, (d_out, r)                             auto
                     of an embedding, (d, r)                                      both
                     of a head, (vocabulary, r)                                   right
-        vector      one dimension, or one that is not 1 (biases, norms, DoRA)    none
+        vector      one dimension, or one that is not 1 (biases, norms, DoRA)    auto
 
     Each parameter appears once, a tied weight as the embedding it is. Groups whose learning rate is not scaled come
     first, so that the rate a scheduler or a Trainer reports for group 0 is the one that was asked for; within that the
@@ -202,8 +202,6 @@ def _is_vector(parameter: Tensor) -> bool:
 
 
 def _sides(name: str, kind: str, in_head: bool) -> str:
-    if kind == "vector":
-        return "none"
     if kind in ("embedding", "head"):
         return "right"
     parts = name.split(".")
