@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -50,11 +49,13 @@ def required_packages() -> Iterator[Check]:
 
 def requirements(extra: str) -> dict[str, str]:
     """Version ranges by package, those without an extra and those of `extra` and the extras it names."""
+    from importlib.metadata import requires
+
     from packaging.requirements import Requirement
 
     ranges: dict[str, str] = {}
     pending, seen = [extra], set()
-    declared = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or []]
+    declared = [Requirement(text) for text in requires(DISTRIBUTION) or []]
     while pending:
         current = pending.pop()
         seen.add(current)
@@ -72,21 +73,31 @@ def package(name: str, wanted: str) -> Check:
     from packaging.specifiers import SpecifierSet
 
     repair = 'pip install -U "scao-hf[cli]"'
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    version = installed(name)
+    if version is None:
         return Check(name=name, status="fault", found=f"not installed ({wanted} wanted)", hint=repair)
     if not SpecifierSet(wanted).contains(version, prereleases=True):
         return Check(name=name, status="fault", found=f"{version}, but {wanted} is wanted", hint=repair)
     return Check(name=name, status="ok", found=version)
 
 
+def installed(name: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
 def optional_packages() -> Iterator[Check]:
     for name, purpose in OPTIONAL.items():
-        try:
-            yield Check(name=name, status="ok", found=importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
+        version = installed(name)
+        if version is None:
             yield Check(name=name, status="note", found="not installed", hint=purpose)
+        else:
+            yield Check(name=name, status="ok", found=version)
 
 
 def machine() -> Iterator[Check]:

@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .fine_tuning import fine_tune
 from .options import AsJson, Debug, Overrides, Quiet, as_override, go_offline, joined
-from .render import next_after_demo
 
 RECIPE = "demo"
 
@@ -31,6 +29,9 @@ def demo(
 
     LoRA and SCAO, on dialogue by Shakespeare: held-out loss and a sample before and after.
     """
+    from .fine_tuning import fine_tune
+    from .render import next_after_demo
+
     go_offline()
     given = joined(as_override("training.output_dir", out), overrides or [])
     fine_tune(

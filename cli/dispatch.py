@@ -42,7 +42,7 @@ def report(error: BaseException, invocation: Invocation) -> int:
     if failure is None and invocation.debug:
         traceback.print_exception(error)
     if failure is None:
-        failure = unforeseen(error, invocation.run_directory)
+        failure = unforeseen(error, invocation.run_directory, debug=invocation.debug)
     print_failure(failure, console_for(sys.stderr))
     if invocation.json:
         print_document(failure.to_dict())

@@ -37,7 +37,7 @@ EXTRA_OF = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
 }
-"""Extra of the package by the module that it brings."""
+"""Extra by the package that it brings."""
 
 
 class UsageFailure(FinetuneError):
@@ -56,14 +56,17 @@ def foreseen(error: BaseException) -> FinetuneError | None:
         return usage_failure(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return Interrupted("SIGINT", 0, None)
-    if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF:
-        return missing_extra(error.name)
+    if isinstance(error, ModuleNotFoundError):
+        return missing_extra((error.name or "").partition(".")[0])
     return None
 
 
-def missing_extra(module: str) -> FinetuneError:
-    message = f"this command needs {module}, which is not installed"
-    return FinetuneError("extra.missing", message, hint=f'pip install "scao-hf[{EXTRA_OF[module]}]"')
+def missing_extra(package: str) -> FinetuneError | None:
+    """The failure for a package that an extra brings; None for any other package, whose absence is our own mistake."""
+    if package not in EXTRA_OF:
+        return None
+    message = f"this command needs {package}, which is not installed"
+    return FinetuneError("extra.missing", message, hint=f'pip install "scao-hf[{EXTRA_OF[package]}]"')
 
 
 def usage_failure(error: Any) -> UsageFailure:
@@ -75,12 +78,14 @@ def usage_failure(error: Any) -> UsageFailure:
     return UsageFailure("usage", error.format_message(), hint=hint)
 
 
-def unforeseen(error: BaseException, folder: Path | None) -> FinetuneError:
+def unforeseen(error: BaseException, folder: Path | None, *, debug: bool) -> FinetuneError:
     """One line for an error nobody foresaw; its traceback goes to a file, which the hint names."""
     log = write_traceback(error, folder)
     told = "".join(traceback.format_exception_only(error)).strip().splitlines()
-    where = "" if log is None else f"the traceback is in {log}; "
-    return FinetuneError("internal", told[-1], hint=f"{where}run the command again with --debug to see it here")
+    hints = [] if log is None else [f"the traceback is in {log}"]
+    if not debug:
+        hints.append("run the command again with --debug to see it here")
+    return FinetuneError("internal", told[-1], hint="\n".join(hints) or None)
 
 
 def write_traceback(error: BaseException, folder: Path | None) -> Path | None:
@@ -103,15 +108,18 @@ def print_failure(failure: FinetuneError, console: Console) -> None:
     """Each problem with its place and what would do; the last line of the screen is about the cause."""
     if len(failure.problems) > 1:
         console.print(heading(failure), soft_wrap=True)
-    for problem in failure.problems:
-        lines = [heading(problem), *place(problem.location), *advice(problem.hint)]
-        for line in lines:
+        console.print()
+    for number, problem in enumerate(failure.problems):
+        if number:
+            console.print()
+        for line in [heading(problem), *place(problem.location), *advice(problem.hint)]:
             console.print(line, soft_wrap=True)
 
 
 def heading(failure: FinetuneError) -> Text:
-    colour = "bold yellow" if isinstance(failure, Interrupted) else "bold red"
-    return Text.assemble((f"error[{failure.code}]", colour), ": ", failure.message)
+    if isinstance(failure, Interrupted):
+        return Text.assemble(("interrupted", "bold yellow"), ": ", failure.message)
+    return Text.assemble((f"error[{failure.code}]", "bold red"), ": ", failure.message)
 
 
 def place(location: Location | None) -> list[Text]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .console import say
 from .documents import print_document
 from .invocation import Invocation
 from .progress import progress_for
-from .render import report_text, result_width
+from .render import print_report
 
 if TYPE_CHECKING:
     from scao_hf.finetune.run import FinetuneReport
@@ -35,4 +34,4 @@ def fine_tune(
     if as_json:
         print_document({"status": "ok", **report.to_dict()})
     else:
-        say(report_text(report, next_steps(report), width=result_width()))
+        print_report(report, next_steps(report))

@@ -17,16 +17,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from .dispatch import run
     except ModuleNotFoundError as error:
-        if error.name not in PARTS_OF_THE_EXTRA:
+        package = (error.name or "").partition(".")[0]
+        if package not in PARTS_OF_THE_EXTRA:
             raise
-        return explain_missing_extra(error.name, as_json="--json" in arguments)
+        return explain_missing_extra(package, as_json="--json" in arguments)
     return run(arguments)
 
 
-def explain_missing_extra(module: str, *, as_json: bool) -> int:
+def explain_missing_extra(package: str, *, as_json: bool) -> int:
     failure = FinetuneError(
         "extra.missing",
-        f"the command line needs {module}, which is not installed",
+        f"the command line needs {package}, which is not installed",
         hint='pip install "scao-hf[cli]"',
     )
     print(f"error[{failure.code}]: {failure.message}\n   = help: {failure.hint}", file=sys.stderr)

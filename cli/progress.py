@@ -62,7 +62,7 @@ class PlainProgress(Progress):
 
     def begin(self, info: RunInfo) -> None:
         super().begin(info)
-        self.write("\n".join(f"{name}: {told}" for name, told in plan_rows(info)))
+        self.write("\n".join(f"{name}: {told}" for name, told in plan_rows(info, glyphs_of(sys.stderr))))
 
     def step(self, metrics: StepMetrics) -> None:
         self.write(plain_step(metrics))
@@ -115,22 +115,20 @@ class LiveProgress(Progress):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error the stage stays open: what was going on is part of what went wrong.
-        if kind is None:
-            self.close_stage()
-        elif self.stage_text is not None:
-            self.keep(Text(f"{self.glyphs.dash} {self.stage_text}", "dim"))
-        self.close_training()
+        # What was going on when an error came is part of what went wrong, and is not called done.
+        mark = self.glyphs.done if kind is None else self.glyphs.dash
+        self.close_stage(mark)
+        self.close_training(mark)
         self.live.stop()
 
     def stage(self, text: str) -> None:
-        self.close_stage()
+        self.close_stage(self.glyphs.done)
         self.stage_text, self.stage_start = text, time.monotonic()
 
     def begin(self, info: RunInfo) -> None:
         super().begin(info)
-        self.close_stage()
-        self.keep(Text(columns(plan_rows(info), self.console.width)))
+        self.close_stage(self.glyphs.done)
+        self.keep(Text(columns(plan_rows(info, self.glyphs), self.console.width)))
 
     def step(self, metrics: StepMetrics) -> None:
         self.stage_text = None
@@ -140,7 +138,7 @@ class LiveProgress(Progress):
     def evaluated(self, metrics: EvalMetrics) -> None:
         self.stage_text = None
         if metrics.moment == "after":
-            self.close_training()
+            self.close_training(self.glyphs.done)
         self.keep(Text(f"{self.glyphs.done} {evaluation_sentence(metrics)}"))
 
     def saved(self, path: Path) -> None:
@@ -154,14 +152,13 @@ class LiveProgress(Progress):
         """Print a line above the moving one; it stays."""
         self.console.print(text)
 
-    def close_stage(self) -> None:
+    def close_stage(self, mark: str) -> None:
         if self.stage_text is None:
             return
-        took = figures.duration(time.monotonic() - self.stage_start)
-        self.keep(Text(f"{self.glyphs.done} {self.stage_text}  {took}", "dim"))
+        self.keep(Text(f"{mark} {self.stage_text}{passed(self.stage_start)}", "dim"))
         self.stage_text = None
 
-    def close_training(self) -> None:
+    def close_training(self, mark: str) -> None:
         """Leave one line of the whole training behind."""
         if self.latest is None:
             return
@@ -169,7 +166,7 @@ class LiveProgress(Progress):
         took = figures.duration(self.latest.elapsed_seconds)
         steps = f"{self.latest.step}/{self.latest.total_steps} steps in {took}"
         losses = f"training loss {self.losses[0]:.3f} {curve} {self.losses[-1]:.3f}"
-        self.keep(Text(f"{self.glyphs.done} {steps}, {losses}"))
+        self.keep(Text(f"{mark} {steps}, {losses}"))
         self.latest = None
 
     def picture(self) -> Text:
@@ -185,8 +182,13 @@ class LiveProgress(Progress):
     def stage_line(self, text: str) -> Text:
         seconds = time.monotonic() - self.stage_start
         turn = self.glyphs.spinner[int(seconds * REDRAWS_PER_SECOND) % len(self.glyphs.spinner)]
-        passed = f"  {figures.duration(seconds)}" if seconds >= 1 else ""
-        return Text(f"{turn} {text} {self.glyphs.ellipsis}{passed}")
+        return Text(f"{turn} {text} {self.glyphs.ellipsis}{passed(self.stage_start)}")
+
+
+def passed(start: float) -> str:
+    """How long something has been going on, once that is worth saying."""
+    seconds = time.monotonic() - start
+    return f"  {figures.duration(seconds)}" if seconds >= 1 else ""
 
 
 def step_lines(metrics: StepMetrics, since: float, losses: list[float], width: int, glyphs: Glyphs) -> list[Text]:
@@ -223,7 +225,7 @@ def fitting(words: list[str], width: int) -> list[str]:
 def scao_words(metrics: StepMetrics, width: int) -> str:
     scao = metrics.scao
     words = [f"scao: {phase_name(scao.get('phase', 0.0))}"]
-    if "blend" in scao:
+    if 0 < scao.get("blend", 0.0) < 1:
         words[0] += f" ({scao['blend']:.0%})"
     words += [f"rank {scao['rank_mean']:.1f}"] if "rank_mean" in scao else []
     words += [f"mass kept {scao['mass_kept']:.0%}"] if "mass_kept" in scao else []

@@ -12,7 +12,6 @@ from .completion import complete_packaged_recipe
 from .console import say, tell
 from .documents import print_document
 from .options import AsJson
-from .render import columns, result_width
 
 if TYPE_CHECKING:
     from scao_hf.finetune.recipes import RecipeSummary
@@ -35,6 +34,8 @@ def list_by_default(context: typer.Context) -> None:
 def list_recipes(as_json: AsJson = False) -> None:
     """List the recipes: what each trains, on what, and how."""
     from scao_hf.finetune.recipes import describe, recipe_names
+
+    from .render import columns, result_width
 
     summaries = [describe(name) for name in recipe_names()]
     if as_json:

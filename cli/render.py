@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 
 from . import figures
-from .console import console_for, glyphs_of, is_terminal
+from .console import Glyphs, console_for, glyphs_of, is_terminal, say
 
 if TYPE_CHECKING:
     from scao_hf.finetune.observer import EvalMetrics, RunInfo
@@ -61,10 +61,10 @@ def printable(text: str) -> str:
     )
 
 
-def plan_rows(info: RunInfo) -> list[tuple[str, str]]:
+def plan_rows(info: RunInfo, glyphs: Glyphs) -> list[tuple[str, str]]:
     """What will be trained on what and how, settled before the first step."""
     share = info.trainable_parameters / max(1, info.total_parameters)
-    dot = f" {glyphs_of(sys.stderr).dot} "
+    dot = f" {glyphs.dot} "
     trained = f"{figures.count(info.trainable_parameters)} of {figures.count(info.total_parameters)} parameters train"
     data = [info.dataset, info.dataset_format, f"{info.train_rows} rows to train on, {info.eval_rows} held out"]
     steps = [
@@ -108,12 +108,18 @@ def phase_name(scao: float) -> str:
     return PHASES[max(0, min(len(PHASES) - 1, int(scao)))]
 
 
-def report_text(report: FinetuneReport, next_steps: Sequence[tuple[str, str]], *, width: int) -> str:
+def print_report(report: FinetuneReport, next_steps: Sequence[tuple[str, str]]) -> None:
     """The result of a run: the losses, a sample, where things lie, and what to type next."""
-    blocks = [headline(report), loss_table(report), sample_text(report, width), files_text(report, width)]
+    width = result_width()
+    blocks = [(headline(report), loss_table(report)), ("Files", files_text(report, width))]
+    if report.sample_prompt is not None:
+        blocks.insert(1, ("Sample", sample_text(report, width)))
     if next_steps:
-        blocks.append("Next\n" + columns(next_steps, width, indent=2))
-    return "\n\n".join(block for block in blocks if block)
+        # A command that is broken into lines cannot be copied, so these are left to the terminal's own wrapping.
+        blocks.append(("Next", columns(next_steps, sys.maxsize, indent=2)))
+    for number, (heading, body) in enumerate(blocks):
+        say(("\n" if number else "") + heading, style="bold")
+        say(body)
 
 
 def headline(report: FinetuneReport) -> str:
@@ -135,14 +141,12 @@ def loss_table(report: FinetuneReport) -> str:
 
 
 def sample_text(report: FinetuneReport, width: int) -> str:
-    if report.sample_prompt is None:
-        return ""
     rows = [
-        ("prompt", shortened(report.sample_prompt)),
+        ("prompt", shortened(report.sample_prompt or "")),
         ("before", shortened(report.sample_before or "")),
         ("after", shortened(report.sample_after or "")),
     ]
-    return "Sample\n" + columns(rows, width, indent=2)
+    return columns(rows, width, indent=2)
 
 
 def shortened(text: str) -> str:
@@ -161,12 +165,12 @@ def files_text(report: FinetuneReport, width: int) -> str:
         ("details", f"{report.output_dir}: metrics.jsonl, run.json, recipe.resolved.yaml"),
         ("memory", f"{state} of optimizer state"),
     ]
-    return "Files\n" + columns(rows, width, indent=2)
+    return columns(rows, width, indent=2)
 
 
 def next_after_training(report: FinetuneReport) -> list[tuple[str, str]]:
     loader = "peft.AutoPeftModelForCausalLM" if report.is_adapter else "transformers.AutoModelForCausalLM"
-    return [("load it in Python", f'{loader}.from_pretrained("{report.saved_dir}")')]
+    return [("in Python", f'{loader}.from_pretrained("{report.saved_dir}")')]
 
 
 def next_after_demo(report: FinetuneReport) -> list[tuple[str, str]]:

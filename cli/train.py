@@ -8,9 +8,7 @@ from typing import Annotated
 import typer
 
 from .completion import complete_recipe
-from .fine_tuning import fine_tune
 from .options import AsJson, Debug, Overrides, Quiet, as_override, go_offline, joined
-from .render import next_after_training
 
 
 def train(
@@ -63,6 +61,9 @@ def train(
 
     A setting comes from the recipe, then from an option such as --model, then from KEY=VALUE; the last one counts.
     """
+    from .fine_tuning import fine_tune
+    from .render import next_after_training
+
     if offline:
         go_offline()
     given = joined(
