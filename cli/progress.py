@@ -20,6 +20,7 @@ from .render import columns, evaluation_sentence, phase_name, plan_rows
 
 REDRAWS_PER_SECOND = 8
 SPARK_CELLS = 16
+WIDEST_BAR = 30
 
 
 def progress_for(invocation: Invocation, *, quiet: bool) -> Progress:
@@ -134,6 +135,7 @@ class LiveProgress(Progress):
         self.stage_text = None
         self.latest, self.latest_at = metrics, time.monotonic()
         self.losses.append(metrics.loss)
+        self.live.refresh()
 
     def evaluated(self, metrics: EvalMetrics) -> None:
         self.stage_text = None
@@ -149,25 +151,26 @@ class LiveProgress(Progress):
         self.keep(Text(f"note: {text}", "yellow"))
 
     def keep(self, text: Text) -> None:
-        """Print a line above the moving one; it stays."""
+        """Print a line above the moving ones; it stays."""
+        # Printing redraws the moving lines as they were drawn last, so they are brought up to date first.
+        self.live.refresh()
         self.console.print(text)
 
     def close_stage(self, mark: str) -> None:
-        if self.stage_text is None:
-            return
-        self.keep(Text(f"{mark} {self.stage_text}{passed(self.stage_start)}", "dim"))
-        self.stage_text = None
+        text, self.stage_text = self.stage_text, None
+        if text is not None:
+            self.keep(Text(f"{mark} {text}{passed(self.stage_start)}", "dim"))
 
     def close_training(self, mark: str) -> None:
         """Leave one line of the whole training behind."""
-        if self.latest is None:
+        last, self.latest = self.latest, None
+        if last is None:
             return
         curve = figures.sparkline(self.losses, SPARK_CELLS, self.glyphs.ramp)
-        took = figures.duration(self.latest.elapsed_seconds)
-        steps = f"{self.latest.step}/{self.latest.total_steps} steps in {took}"
+        took = figures.duration(last.elapsed_seconds)
+        steps = f"{last.step}/{last.total_steps} steps in {took}"
         losses = f"training loss {self.losses[0]:.3f} {curve} {self.losses[-1]:.3f}"
         self.keep(Text(f"{mark} {steps}, {losses}"))
-        self.latest = None
 
     def picture(self) -> Text:
         """The moving line or lines, as wide as the terminal at most."""
@@ -194,19 +197,21 @@ def passed(start: float) -> str:
 def step_lines(metrics: StepMetrics, since: float, losses: list[float], width: int, glyphs: Glyphs) -> list[Text]:
     """The bar and its figures, the least important left out where the terminal is narrow; SCAO on a second line."""
     counted = f"{metrics.step}/{metrics.total_steps}"
-    curve = figures.sparkline(losses, SPARK_CELLS if width >= 100 else SPARK_CELLS // 2, glyphs.ramp)
+    cells = SPARK_CELLS if width >= 100 else SPARK_CELLS // 2
+    # Padded, as is the time left: a bar whose length follows its neighbours' would jump.
+    curve = figures.sparkline(losses, cells, glyphs.ramp).ljust(cells)
     words = fitting(
         [
             f"loss {metrics.loss:.3f} {curve}",
-            f"eta {figures.duration(max(0.0, metrics.eta_seconds - since))}",
+            f"eta {figures.duration(max(0.0, metrics.eta_seconds - since)):<6}",
             f"lr {figures.rate(metrics.learning_rate)}",
             f"{figures.count(metrics.tokens_per_second)} tok/s",
             *([] if metrics.grad_norm is None else [f"gn {metrics.grad_norm:.2f}"]),
         ],
         width - len(counted) - 14,
     )
-    room = max(6, min(30, width - len(counted) - 3 - sum(len(word) + 2 for word in words)))
-    drawn = figures.bar(metrics.step / metrics.total_steps, room, glyphs.full, glyphs.empty)
+    room = min(WIDEST_BAR, width - len(counted) - 2 - sum(len(word) + 2 for word in words))
+    drawn = figures.bar(metrics.step / metrics.total_steps, max(0, room), glyphs.full, glyphs.empty)
     done = drawn.count(glyphs.full)
     first = Text.assemble(f" {counted} ", (drawn[:done], "green"), (drawn[done:], "dim"), "  ", "  ".join(words))
     return [first, *([Text(scao_words(metrics, width), "dim")] if metrics.scao else [])]

@@ -94,7 +94,8 @@ def optimizer_plan(info: RunInfo) -> str:
         return info.optimizer
     left = info.total_steps - info.scao_warmup_steps
     if left <= 0:
-        return f"{info.optimizer}: Adam throughout, as scao.warmup_steps={info.scao_warmup_steps} exceeds the run"
+        reason = f"scao.warmup_steps={info.scao_warmup_steps} leaves no step of the run"
+        return f"{info.optimizer}: Adam throughout, as {reason}"
     return f"{info.optimizer}: preconditions from step {info.scao_warmup_steps + 1} on"
 
 

@@ -163,3 +163,9 @@ def plain_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "0")
+
+
+@pytest.fixture
+def stand_in() -> ModuleType:
+    """This module, for tests that need its plans and steps; test folders are no packages, so it cannot be imported."""
+    return sys.modules[__name__]
