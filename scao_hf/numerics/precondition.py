@@ -113,9 +113,14 @@ def unrotate_rows(matrix: Tensor, basis: PartialBasis) -> Tensor:
 def _add_rows(matrix: Tensor, vectors: Tensor, projection: Tensor, coupling: Tensor) -> Tensor:
     k = vectors.shape[-1]
     correction = coupling @ (matrix[..., :k, :] - projection)
-    turned = matrix + vectors @ correction
+    turned = _add_product(matrix, vectors, correction)
     turned[..., :k, :] -= correction
     return turned
+
+
+def _add_product(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    # One fused product for a plain batch: the sum would otherwise cost another pass over an m×n matrix.
+    return torch.baddbmm(matrix, left, right) if matrix.ndim == 3 else matrix + left @ right
 
 
 def rotate_columns(matrix: Tensor, basis: PartialBasis) -> tuple[Tensor, Tensor]:
@@ -142,7 +147,7 @@ def unrotate_columns(matrix: Tensor, basis: PartialBasis) -> Tensor:
 def _add_columns(matrix: Tensor, vectors: Tensor, projection: Tensor, coupling: Tensor) -> Tensor:
     k = vectors.shape[-1]
     correction = (matrix[..., :k] - projection) @ coupling
-    turned = matrix + correction @ vectors.mT
+    turned = _add_product(matrix, correction, vectors.mT)
     turned[..., :k] -= correction
     return turned
 

@@ -18,7 +18,6 @@ from scao_hf.numerics.eigenbasis import (
     take_columns,
     update_sketch,
 )
-from scao_hf.numerics.kronecker import finite_matrices
 from scao_hf.numerics.moments import (
     adam_direction,
     factored_adam_direction,
@@ -359,8 +358,8 @@ def _track(state: Storage, seen: dict[str, tuple[Tensor, Tensor]], group: Group,
         else:
             update_sketch(product, matrices, projection, rho)
     matrices = next(iter(seen.values()))[0]
-    energy = torch.where(finite_matrices(matrices), matrices.square().sum((-2, -1)), state["trace"])
-    state["trace"].lerp_(energy, 1 - rho)
+    energy = torch.linalg.vector_norm(matrices, dim=(-2, -1)).square()
+    state["trace"].lerp_(torch.where(torch.isfinite(energy), energy, state["trace"]), 1 - rho)
 
 
 def _refresh_side(state: Storage, side: str, dim: int, group: Group, step: int) -> None:
