@@ -125,14 +125,14 @@ def pack(run: Path, output: Path) -> int:
     Raises:
         ValueError: if the run is not finished, its model is another than `model_config()`, or the package is too big.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from scao_hf.finetune.embedded.card import model_card, run_figures
 
     card = model_card(run_figures(read_record(run)))
     tensors = half_precision(find_model(run))
     write_skeleton(output)
-    save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
+    (output / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     (output / "README.md").write_text(card, encoding="utf-8")
     packed_bytes = sum(path.stat().st_size for path in output.iterdir())
     if packed_bytes > MAX_PACKED_BYTES:
