@@ -71,6 +71,12 @@ def copy_a_recipe(
     """Copy a recipe to a file of your own, to edit and train."""
     from scao_hf.finetune.recipes import copy_recipe
 
-    written = copy_recipe(name, destination, force=force)
-    say(str(written))
+    written = shown(copy_recipe(name, destination, force=force))
+    say(written)
     tell(f"next: scao-finetune train {written}")
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
