@@ -72,21 +72,27 @@ class Observer(Protocol):
 
     def stage(self, text: str) -> None:
         """A piece of work without steps begins, such as "loading the model"."""
+        return
 
     def begin(self, info: RunInfo) -> None:
         """Everything is loaded and checked; evaluation and training come next."""
+        return
 
     def step(self, metrics: StepMetrics) -> None:
         """A logging step (every `training.logging_steps`)."""
+        return
 
     def evaluated(self, metrics: EvalMetrics) -> None:
         """An evaluation ended."""
+        return
 
     def saved(self, path: Path) -> None:
         """A checkpoint, the adapter or the model lies complete under `path`."""
+        return
 
     def notice(self, text: str) -> None:
         """Something the user should know and need not answer."""
+        return
 
 
 class Silence(Observer):

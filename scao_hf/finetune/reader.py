@@ -10,6 +10,7 @@ from typing import Any
 from scao_hf.finetune import schema, yaml_core
 from scao_hf.finetune.config import SCHEMA_VERSION, DataSection, ModelSection, Recipe
 from scao_hf.finetune.errors import FinetuneError, Location, raise_all
+from scao_hf.hf.options import optimizer_class
 
 _HEADER = ("schema", "description", "measured")
 _OPTIONAL_SECTIONS = ("quantization", "lora", "scao")
@@ -396,7 +397,7 @@ def _optimizer_error(optimizer: str, options: Mapping[str, Any]) -> str | None:
 
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     try:
-        schema.optimizer_class(optimizer)([weight], **{key: _tupled(value) for key, value in options.items()})
+        optimizer_class(optimizer)([weight], **{key: _tupled(value) for key, value in options.items()})
     except (ValueError, TypeError) as error:
         return str(error)
     return None

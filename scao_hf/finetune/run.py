@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scao_hf.finetune.config import Recipe
-from scao_hf.finetune.observer import Observer
+from scao_hf.finetune.errors import FinetuneError, Interrupted
+from scao_hf.finetune.observer import EvalMetrics, Observer, RunInfo, Silence, StepMetrics
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from scao_hf.finetune.data import Rows
+    from scao_hf.finetune.progress import Reporter
+    from scao_hf.finetune.record import RunRecord
+    from scao_hf.finetune.sample import Prompt
+    from scao_hf.finetune.trainer import GuardedTrainer
+
+__all__ = ["EvalMetrics", "FinetuneReport", "Observer", "RunInfo", "Silence", "StepMetrics", "finetune"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +61,378 @@ class FinetuneReport:
 
 
 def finetune(recipe: Recipe, observer: Observer | None = None, *, overwrite: bool = False) -> FinetuneReport:
-    """Fine-tune as the recipe says; see `FinetuneReport` for what comes back.
+    """Fine-tune as the recipe says: evaluate, train, evaluate again, and save.
+
+    Nothing is written before the recipe, the data and the model have been checked. From then on `run.json` in the
+    output directory says how the run stands, and it ends as "finished", "failed" or "interrupted".
 
     Args:
         recipe: from `load_recipe`.
         observer: told of every stage, step and evaluation; silent by default.
-        overwrite: replace an existing, non-empty `training.output_dir` instead of refusing it.
+        overwrite: replace an earlier run in `training.output_dir` instead of refusing a directory that is not empty.
 
     Raises:
         FinetuneError: anything the user can answer; `exit_code` says of which kind.
         Interrupted: Ctrl-C or SIGTERM, after the step in hand was finished and a checkpoint saved.
     """
-    raise NotImplementedError
+    from scao_hf.finetune import settings
+    from scao_hf.finetune.record import check_directory
+
+    settings.require_complete(recipe)
+    settings.check_reporters(recipe)
+    output_dir = settings.output_directory(recipe)
+    check_directory(output_dir, overwrite)
+    observer = observer if observer is not None and _is_first_process() else Silence()
+    for notice in recipe.notices:
+        observer.notice(notice)
+    observer.stage("loading torch and transformers")
+    from scao_hf.finetune.quiet import quiet
+
+    with quiet(), _answers(output_dir), _no_trace(output_dir):
+        return _Run(recipe, observer, output_dir).report()
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def _answers(output_dir: Path) -> Iterator[None]:
+    """Turn the libraries' exceptions that have an answer into errors that state it."""
+    from scao_hf.finetune.failures import translated
+
+    try:
+        yield
+    except FinetuneError:
+        raise
+    except KeyboardInterrupt as error:
+        raise Interrupted("SIGINT", 0, None) from error
+    except Exception as error:
+        known = translated(error, output_dir)
+        if known is None:
+            raise
+        raise known from error
+
+
+@contextmanager
+def _no_trace(output_dir: Path) -> Iterator[None]:
+    """Remove directories that Trainer made for a run that failed before it wrote anything."""
+    missing = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in missing:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+class _Run:
+    """The stages of one run, in order; `report` goes through them."""
+
+    def __init__(self, recipe: Recipe, observer: Observer, output_dir: Path) -> None:
+        self.recipe = recipe
+        self.observer = observer
+        self.output_dir = output_dir
+
+    def report(self) -> FinetuneReport:
+        self._load_light()
+        self._load_weights()
+        self._build_trainer()
+        record = self._open_record()
+        try:
+            report = self._train_and_save(record)
+        except BaseException as error:
+            record.fail(self._named(error))
+            raise
+        record.finish(report.to_dict())
+        return report
+
+    def _named(self, error: BaseException) -> BaseException:
+        """The error as it will leave `finetune`, for run.json."""
+        from scao_hf.finetune.failures import translated
+
+        if isinstance(error, KeyboardInterrupt):
+            return Interrupted("SIGINT", self.trainer.state.global_step, None)
+        return error if isinstance(error, FinetuneError) else translated(error, self.output_dir) or error
+
+    # Everything that can be checked without weights
+
+    def _load_light(self) -> None:
+        from scao_hf.finetune import model, settings
+        from scao_hf.finetune.data import prepare_rows
+
+        recipe = self.recipe
+        self.device = model.device_of(bool(recipe.training.get("use_cpu")))
+        self.reference = model.model_reference(recipe.model)
+        self.observer.stage("loading the tokenizer")
+        self.config = model.load_config(recipe.model, self.reference)
+        model.check_lengths(self.config, recipe.data.max_length)
+        self.tokenizer: PreTrainedTokenizerBase = model.load_tokenizer(recipe.model, self.reference)
+        self.observer.stage("reading the data")
+        template = model.chat_template(self.tokenizer, recipe.training.get("chat_template_path"))
+        self.rows: Rows = prepare_rows(recipe.data, int(recipe.training.get("seed", 42)), template)
+        if not self.rows.conversational and self.tokenizer.eos_token is None:
+            message = "the tokenizer has no end-of-text token, so the model could not learn where a row ends"
+            raise FinetuneError("model.no-eos-token", message, "set eos_token in its tokenizer_config.json")
+        for notice in self.rows.notices:
+            self.observer.notice(notice)
+        self.args = settings.sft_arguments(recipe, self.rows.loss_on, model.computes_in_bfloat16(self.device))
+
+    def _load_weights(self) -> None:
+        from scao_hf.finetune import model
+
+        self.observer.stage("loading the model")
+        self.model: PreTrainedModel = model.load_model(self.recipe, self.reference, self.config, self.device)
+
+    def _build_trainer(self) -> None:
+        from datasets import Dataset
+        from peft import LoraConfig
+        from transformers import PrinterCallback, ProgressCallback
+
+        from scao_hf.finetune import preflight, settings
+        from scao_hf.finetune.trainer import GuardedTrainer
+        from scao_hf.hf.callback import SCAOMonitorCallback
+
+        self.observer.stage("tokenizing")
+        lora = None if self.recipe.lora is None else LoraConfig(task_type="CAUSAL_LM", **self.recipe.lora)
+        self.trainer: GuardedTrainer = GuardedTrainer(
+            model=self.model,
+            args=self.args,
+            train_dataset=Dataset.from_list(self.rows.train),
+            eval_dataset=Dataset.from_list(self.rows.evaluation) if self.rows.evaluation else None,
+            processing_class=self.tokenizer,
+            peft_config=lora,
+            callbacks=[SCAOMonitorCallback()] if self._has_diagnostics() else None,
+        )
+        for callback in (PrinterCallback, ProgressCallback):
+            self.trainer.remove_callback(callback)
+        self.funnel = dict(self.rows.funnel)
+        preflight.check(self.trainer, self.recipe, self.model, self.funnel)
+        self.steps = settings.settle_steps(self.trainer.args, self.recipe, len(self._train_dataset()))
+
+    def _train_dataset(self) -> Any:
+        return self.trainer.train_dataset
+
+    def _has_diagnostics(self) -> bool:
+        from scao_hf.hf.options import OPTIMIZERS
+
+        return str(self.recipe.training["optim"]) in OPTIMIZERS
+
+    # Writing begins here
+
+    def _open_record(self) -> RunRecord:
+        from scao_hf.finetune.recipes import resolved_yaml
+        from scao_hf.finetune.record import RunRecord
+
+        info = self._info()
+        facts = {
+            "recipe": self.recipe.name,
+            "overrides": list(self.recipe.overrides),
+            "seed": self.trainer.args.seed,
+            "data": {"fingerprint": self.rows.fingerprint, "funnel": self.funnel},
+            "run": asdict(info),
+        }
+        record = RunRecord(self.output_dir, facts, resolved_yaml(self._resolved()), _is_first_process())
+        self.observer.begin(info)
+        return record
+
+    def _resolved(self) -> Recipe:
+        """The recipe with what was settled in the place of "auto" and of fractions."""
+        from scao_hf.finetune.settings import optimizer_options
+
+        recipe, args = self.recipe, self.trainer.args
+        return replace(
+            recipe,
+            model=replace(recipe.model, dtype=self._dtype_name()),
+            data=replace(recipe.data, format=self.rows.format, loss_on=self.rows.loss_on),
+            training={**recipe.training, "warmup_steps": args.warmup_steps, "bf16": args.bf16, "seed": args.seed},
+            scao=optimizer_options(recipe, self.steps),
+        )
+
+    def _dtype_name(self) -> str:
+        from scao_hf.finetune.model import weights_dtype
+
+        return str(weights_dtype(self.recipe, self.device)).removeprefix("torch.")
+
+    def _info(self) -> RunInfo:
+        from scao_hf.finetune.settings import adam_steps, optimizer_options
+
+        args, recipe = self.trainer.args, self.recipe
+        rows = len(self._train_dataset())
+        rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        trainable, total = parameter_counts(self.trainer.model)
+        return RunInfo(
+            recipe=recipe.name,
+            output_dir=self.output_dir,
+            model=str(recipe.model.model_name_or_path),
+            dataset=str(recipe.data.path),
+            dataset_format=self.rows.format,
+            loss_on=self.rows.loss_on,
+            device=str(self.trainer.args.device),
+            dtype=self._dtype_name() + (" with bfloat16 autocast" if args.bf16 else ""),
+            optimizer=str(recipe.training["optim"]),
+            learning_rate=args.learning_rate,
+            train_rows=rows,
+            eval_rows=len(self.rows.evaluation),
+            rows_per_step=rows_per_step,
+            total_steps=self.steps,
+            epochs=self.steps * rows_per_step / rows if args.max_steps > 0 else float(args.num_train_epochs),
+            trainable_parameters=trainable,
+            total_parameters=total,
+            lr_warmup_steps=int(args.warmup_steps),
+            scao_warmup_steps=adam_steps(str(recipe.training["optim"]), optimizer_options(recipe, self.steps)),
+            funnel=self.funnel,
+        )
+
+    def _train_and_save(self, record: RunRecord) -> FinetuneReport:
+        from scao_hf.finetune.progress import Reporter
+
+        reporter = Reporter(self.trainer, self.observer, record)
+        self.trainer.on_evaluated = reporter.evaluated
+        self.trainer.add_callback(reporter)
+        prompt = self._prompt()
+        if self.rows.evaluation:
+            self.observer.stage("evaluating before training")
+            self.trainer.evaluate()
+        before = self._sample(prompt)
+        reporter.moment = "during"
+        result = self._train()
+        reporter.moment = "after"
+        self._evaluate_after(reporter)
+        after = self._sample(prompt)
+        saved = self._save()
+        self.observer.saved(saved)
+        return self._report(reporter, result, saved, (prompt.text if before is not None else None, before, after))
+
+    def _train(self) -> Any:
+        """Train; on a stop or on a number that is not finite, keep what can be resumed and say where it lies."""
+        from scao_hf.finetune.signals import StopCallback, StopRequest
+
+        request = StopRequest(lambda name: self.observer.notice(f"{name}: stopping after this step"))
+        self.trainer.add_callback(StopCallback(request))
+        self.observer.stage("training")
+        try:
+            with request.listening():
+                result = self.trainer.train()
+        except FinetuneError as error:
+            raise self._with_checkpoint(error) from error
+        except KeyboardInterrupt as error:
+            raise Interrupted(request.signal_name or "SIGINT", self.trainer.state.global_step, None) from error
+        if request.signal_name is not None and self.trainer.state.global_step < self.steps:
+            checkpoint = self.trainer.save_resumable()
+            raise Interrupted(request.signal_name, self.trainer.state.global_step, checkpoint)
+        return result
+
+    def _with_checkpoint(self, error: FinetuneError) -> FinetuneError:
+        checkpoint = self.trainer.save_resumable()
+        kept = "nothing worth keeping was saved" if checkpoint is None else f"the steps before it are in {checkpoint}"
+        return FinetuneError(error.code, f"{error.message}; {kept}", error.hint, error.location)
+
+    def _evaluate_after(self, reporter: Reporter) -> None:
+        if not self.rows.evaluation:
+            return
+        last = reporter.last_evaluation
+        reloaded = self.trainer.args.load_best_model_at_end
+        if last is not None and last.step == self.trainer.state.global_step and not reloaded:
+            reporter.evaluated_again("after")
+            return
+        self.observer.stage("evaluating after training")
+        self.trainer.evaluate()
+
+    # Samples, saving and the report
+
+    def _prompt(self) -> Prompt:
+        from scao_hf.finetune.sample import given_prompt, prompt_of
+
+        given = self.recipe.data.sample_prompt
+        if given is not None:
+            return given_prompt(given, self.rows.conversational)
+        return prompt_of((self.rows.evaluation or self.rows.train)[0])
+
+    def _sample(self, prompt: Prompt) -> str | None:
+        from scao_hf.finetune.model import context_length
+        from scao_hf.finetune.sample import sample
+
+        tokens = self.recipe.data.sample_tokens
+        if tokens == 0:
+            return None
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return sample(model, self.tokenizer, prompt, tokens, context_length(self.config), self.trainer.args.seed)
+
+    def _save(self) -> Path:
+        """Save the adapter or the model with the tokenizer: written beside its place and moved there when whole."""
+        from scao_hf.finetune.record import ADAPTER, MODEL
+
+        self.observer.stage("saving")
+        target = self.output_dir / (MODEL if self.recipe.lora is None else ADAPTER)
+        if _is_first_process():
+            part = target.with_name(f".{target.name}.part")
+            model: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            model.save_pretrained(part)
+            self.tokenizer.save_pretrained(part)
+            (part / "README.md").write_text(self._card(target.name), encoding="utf-8")
+            os.replace(part, target)
+        return target
+
+    def _card(self, kind: str) -> str:
+        """A model card for the hub: what it was made from, and how to load it."""
+        base = self.reference
+        library = "peft" if self.recipe.lora is not None else "transformers"
+        loader = "AutoPeftModelForCausalLM" if self.recipe.lora is not None else "AutoModelForCausalLM"
+        return (
+            f"---\nbase_model: {base}\nlibrary_name: {library}\n---\n\n"
+            f"# {self.recipe.name}\n\n"
+            f"The {kind} of a run of scao-finetune: {base} trained on {self.recipe.data.path} for "
+            f"{self.trainer.state.global_step} steps with {self.recipe.training['optim']}.\n\n"
+            f"    from {library} import {loader}\n\n"
+            f'    model = {loader}.from_pretrained("{kind}")\n'
+        )
+
+    def _report(
+        self, reporter: Reporter, result: Any, saved: Path, samples: tuple[str | None, str | None, str | None]
+    ) -> FinetuneReport:
+        first, last = reporter.first_evaluation, reporter.last_evaluation
+        trainable, total = parameter_counts(self.trainer.model)
+        return FinetuneReport(
+            recipe=self.recipe.name,
+            output_dir=self.output_dir,
+            saved_dir=saved,
+            is_adapter=self.recipe.lora is not None,
+            optimizer=str(self.recipe.training["optim"]),
+            initial_eval_loss=None if first is None else first.loss,
+            final_eval_loss=None if last is None else last.loss,
+            initial_perplexity=None if first is None else first.perplexity,
+            final_perplexity=None if last is None else last.perplexity,
+            train_loss=float(result.training_loss),
+            steps=self.trainer.state.global_step,
+            epochs=float(self.trainer.state.epoch or 0.0),
+            train_seconds=self.trainer.stopwatch.seconds,
+            tokens=int(self.trainer._total_train_tokens),
+            trainable_parameters=trainable,
+            total_parameters=total,
+            optimizer_state_bytes=state_bytes(self.trainer.optimizer),
+            sample_prompt=samples[0],
+            sample_before=samples[1],
+            sample_after=samples[2],
+        )
+
+
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """Trainable parameters and all parameters; a quantized matrix counts its original elements."""
+    sizes = [(parameter, _elements(parameter)) for parameter in model.parameters()]
+    return sum(size for parameter, size in sizes if parameter.requires_grad), sum(size for _, size in sizes)
+
+
+def _elements(parameter: torch.Tensor) -> int:
+    # bitsandbytes packs two 4-bit values into a byte and keeps the shape they had.
+    quantized = getattr(parameter, "quant_state", None)
+    return parameter.numel() if quantized is None else int(quantized.shape.numel())
+
+
+def state_bytes(optimizer: Any) -> int:
+    """Bytes of all tensors in an optimizer's state; a view counts its own elements."""
+    import torch
+
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    held = (value for state in optimizer.state.values() for value in state.values())
+    return sum(value.numel() * value.element_size() for value in held if isinstance(value, torch.Tensor))

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union
 
 from scao_hf.finetune.config import DataSection, ModelSection
+from scao_hf.hf.options import OPTIMIZERS, optimizer_class
 
 Hints = dict[str, Any]
 """Type annotation of each legal key of a section."""
@@ -20,15 +21,8 @@ SECTIONS = ("model", "quantization", "lora", "data", "training", "scao")
 
 DEFAULT_OPTIMIZER = "scao"
 
-TRAINING_DEFAULTS = {"optim": DEFAULT_OPTIMIZER, "report_to": "none"}
+TRAINING_DEFAULTS = {"optim": DEFAULT_OPTIMIZER, "report_to": "none", "gradient_checkpointing": False}
 """Where a recipe's defaults differ from those of the class."""
-
-SCAO_OPTIMIZERS = {
-    "scao": ("scao_hf.optim.scao", "SCAO"),
-    "scao_published": ("scao_hf.optim.published", "PublishedSCAO"),
-    "soap": ("scao_hf.optim.soap", "SOAP"),
-}
-"""Values of `training.optim` whose options stand in the section `scao`: module and class."""
 
 FORMATS = ("auto", "text", "prompt_completion", "alpaca", "messages", "sharegpt")
 LOSSES = ("auto", "all", "completion", "assistant")
@@ -209,18 +203,12 @@ def _quantization_hints(_optimizer: str) -> Hints:
 
 
 def _scao_hints(optimizer: str) -> Hints:
-    if optimizer not in SCAO_OPTIMIZERS:
+    if optimizer not in OPTIMIZERS:
         return {}
     hints = _signature_hints(optimizer_class(optimizer))
     if "warmup_steps" in hints:
         hints["warmup_steps"] = int | Literal["auto"]
     return hints
-
-
-def optimizer_class(optimizer: str) -> Any:
-    """The class behind one of the names in `SCAO_OPTIMIZERS`."""
-    module, name = SCAO_OPTIMIZERS[optimizer]
-    return getattr(__import__(module, fromlist=[name]), name)
 
 
 def _signature_hints(cls: Any) -> Hints:

@@ -1,0 +1,64 @@
+"""The few exceptions of the libraries that have an answer, as errors that state it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+from scao_hf.finetune.errors import FinetuneError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LESS_MEMORY = (
+    "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps; then "
+    "training.gradient_checkpointing=true, a smaller data.max_length, a section `lora`"
+)
+
+
+def translated(error: BaseException, output_dir: Path) -> FinetuneError | None:
+    """What an exception of torch, transformers, TRL or the system means for the user; None for an unknown one."""
+    for cause in _chain(error):
+        for recognise in (_memory, _disk, _setup):
+            known = recognise(cause, output_dir)
+            if known is not None:
+                return known
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _memory(error: BaseException, _output_dir: Path) -> FinetuneError | None:
+    text = str(error)
+    allocator = isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    if isinstance(error, MemoryError) or allocator:
+        return FinetuneError("memory.out", f"out of memory: {text.splitlines()[0] if text else 'host'}", _LESS_MEMORY)
+    return None
+
+
+def _disk(error: BaseException, output_dir: Path) -> FinetuneError | None:
+    text = str(error)
+    if (isinstance(error, OSError) and error.errno in _FULL) or "No space left on device" in text:
+        hint = f"free some space, or write elsewhere: training.output_dir; {output_dir} keeps what is complete"
+        return FinetuneError("disk.full", f"no space left on the device that holds {output_dir}", hint)
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        place = error.filename or output_dir
+        return FinetuneError("disk.permission", f"no permission to write {place}", "set training.output_dir")
+    if "PytorchStreamWriter failed" in text:
+        return FinetuneError("disk.write", f"cannot write {output_dir}: {text.splitlines()[0]}", "check the disk")
+    return None
+
+
+def _setup(error: BaseException, _output_dir: Path) -> FinetuneError | None:
+    text = str(error)
+    if "nn.DataParallel" in text:
+        message = "several GPUs are visible to one process"
+        return FinetuneError("config.several-gpus", message, "make one visible: CUDA_VISIBLE_DEVICES=0")
+    if isinstance(error, ValueError) and ("arget modules" in text or "target_modules" in text):
+        return FinetuneError("model.target-modules", text.splitlines()[0], "set lora.target_modules=all-linear")
+    if isinstance(error, ImportError):
+        return FinetuneError("extra.missing", text.strip().splitlines()[0], "install what is named")
+    return None

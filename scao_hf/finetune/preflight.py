@@ -1,0 +1,59 @@
+"""What can be checked once the rows are tokenized and before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow
+import pyarrow.compute
+
+from scao_hf.finetune.config import Recipe
+from scao_hf.finetune.errors import FinetuneError
+from scao_hf.finetune.evaluate import IGNORED
+from scao_hf.finetune.model import check_token_ids, context_length
+
+_MASKS = ("completion_mask", "assistant_masks")
+
+
+def check(trainer: Any, recipe: Recipe, model: Any, funnel: dict[str, int]) -> None:
+    """Refuse rows from which nothing could be learned, or at which the model would fail; extends the funnel.
+
+    Raises:
+        FinetuneError: data.nothing-left, data.all-masked, model.vocabulary, model.context.
+    """
+    rows = {"training": trainer.train_dataset, "held-out": trainer.eval_dataset}
+    funnel["packed" if recipe.data.packing else "tokenized"] = len(trainer.train_dataset)
+    for name, dataset in rows.items():
+        if dataset is not None:
+            _check_rows(dataset, name, recipe, model, funnel)
+
+
+def _check_rows(dataset: Any, name: str, recipe: Recipe, model: Any, funnel: dict[str, int]) -> None:
+    if len(dataset) == 0:
+        stages = " → ".join(f"{stage} {count}" for stage, count in funnel.items())
+        message = f"no {name} row is left ({stages}): cut to {recipe.data.max_length} tokens, none has a reply to learn"
+        raise FinetuneError("data.nothing-left", message, "raise data.max_length, or data.loss_on=all")
+    table = dataset.with_format("arrow")[:]
+    if supervised_tokens(table) == 0:
+        message = f"all labels of the {name} rows are masked: there is nothing to learn"
+        raise FinetuneError("data.all-masked", message, "data.loss_on=all, or check the chat template and the replies")
+    lengths = pyarrow.compute.list_value_length(table.column("input_ids"))
+    longest, context = pyarrow.compute.max(lengths).as_py(), context_length(model.config)
+    if context is not None and longest > context:
+        message = f"a {name} row has {longest} tokens, and the model's context is {context}"
+        raise FinetuneError("model.context", message, f"data.max_length={context}")
+    largest = pyarrow.compute.max(pyarrow.compute.list_flatten(table.column("input_ids"))).as_py()
+    check_token_ids(largest, model)
+
+
+def supervised_tokens(table: pyarrow.Table) -> int:
+    """Tokens that the loss counts, whether TRL has made labels of its masks already or will in the collator."""
+    compute = pyarrow.compute
+    if "labels" in table.column_names:
+        labels = compute.list_flatten(table.column("labels"))
+        return int(compute.sum(compute.not_equal(labels, IGNORED)).as_py() or 0)
+    masks = [compute.list_flatten(table.column(name)) for name in _MASKS if name in table.column_names]
+    if not masks:
+        return int(compute.sum(compute.list_value_length(table.column("input_ids"))).as_py() or 0)
+    product = masks[0] if len(masks) == 1 else compute.multiply(*masks)
+    return int(compute.sum(product).as_py() or 0)

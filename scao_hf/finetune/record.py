@@ -1,0 +1,144 @@
+"""What a run leaves beside its weights: run.json, metrics.jsonl and recipe.resolved.yaml."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scao_hf._version import __version__
+from scao_hf.finetune.errors import FinetuneError
+
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+RESOLVED = "recipe.resolved.yaml"
+ADAPTER = "adapter"
+MODEL = "model"
+CHECKPOINT_PREFIX = "checkpoint-"
+
+_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
+
+
+def check_directory(directory: Path, overwrite: bool) -> None:
+    """Refuse an output directory that is in use or cannot be written, before anything is loaded.
+
+    Raises:
+        FinetuneError: config.output-exists, disk.permission.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise FinetuneError("config.output-exists", f"{directory} is a file", "set training.output_dir")
+    if directory.is_dir() and any(directory.iterdir()):
+        if not overwrite:
+            message = f"{directory} exists and is not empty"
+            raise FinetuneError("config.output-exists", message, "training.output_dir=NEW, or --overwrite")
+        if not (directory / RUN).is_file():
+            message = f"{directory} is not the directory of a run (no {RUN}), so it is not overwritten"
+            raise FinetuneError("config.output-exists", message, "training.output_dir=NEW")
+    existing = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
+    if not os.access(existing, os.W_OK):
+        raise FinetuneError("disk.permission", f"no permission to write {existing}", "set training.output_dir")
+
+
+class RunRecord:
+    """The files of one run. `close` is always called, so that run.json says how the run ended.
+
+    Args:
+        directory: the run's output directory; created, and emptied of an earlier run's files.
+        facts: what is known before the first step; plain values.
+        resolved: the text of recipe.resolved.yaml.
+        writes: False on every process but the first.
+    """
+
+    def __init__(self, directory: Path, facts: Mapping[str, Any], resolved: str, writes: bool = True) -> None:
+        self.directory = directory
+        self.writes = writes
+        self.facts: dict[str, Any] = {"status": "running", "exit_code": None, "started": _now(), **facts}
+        self.facts |= {"versions": versions(), "hardware": hardware()}
+        self.facts["recipe_sha256"] = sha256(resolved.encode()).hexdigest()
+        if writes:
+            _clear(directory)
+            directory.mkdir(parents=True, exist_ok=True)
+            _write(directory / RESOLVED, resolved)
+            (directory / METRICS).touch()
+            self._write_facts()
+
+    def metrics(self, event: str, values: Mapping[str, Any]) -> None:
+        """Append one JSON line; a value that is not finite becomes null, which is JSON."""
+        if not self.writes:
+            return
+        line = json.dumps({"event": event, **{key: _finite(value) for key, value in values.items()}})
+        with (self.directory / METRICS).open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Write that the run is finished, and its report."""
+        self._close("finished", 0, {"report": {key: _finite(value) for key, value in report.items()}})
+
+    def fail(self, error: BaseException) -> None:
+        """Write why the run ended early."""
+        if isinstance(error, FinetuneError):
+            told = error.to_dict()
+            status = "interrupted" if told["status"] == "interrupted" else "failed"
+            self._close(status, error.exit_code, {"error": told})
+        else:
+            told = {"code": "internal", "message": f"{type(error).__name__}: {error}"}
+            self._close("failed", 1, {"error": told})
+
+    def _close(self, status: str, exit_code: int, more: Mapping[str, Any]) -> None:
+        self.facts |= {"status": status, "exit_code": exit_code, "ended": _now(), **more}
+        self._write_facts()
+
+    def _write_facts(self) -> None:
+        if self.writes:
+            _write(self.directory / RUN, json.dumps(self.facts, indent=2, default=str) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of those that it stands on."""
+    found = {"python": platform.python_version(), "scao_hf": __version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """What the run runs on."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def _clear(directory: Path) -> None:
+    """Remove the files of an earlier run, and nothing else."""
+    for name in (RUN, METRICS, RESOLVED, "README.md"):
+        (directory / name).unlink(missing_ok=True)
+    folders = [directory / ADAPTER, directory / MODEL, *directory.glob(f"{CHECKPOINT_PREFIX}*")]
+    for folder in filter(Path.is_dir, folders):
+        shutil.rmtree(folder)
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file in one step, so that a reader sees the old or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

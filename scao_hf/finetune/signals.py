@@ -1,0 +1,53 @@
+"""Ctrl-C and SIGTERM as a wish to stop after the step in hand."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Whether a signal asked the run to stop, and which."""
+
+    def __init__(self, on_request: Callable[[str], None]) -> None:
+        self.signal_name: str | None = None
+        self._on_request = on_request
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal_name is not None:  # Asked a second time: stop at once.
+            raise KeyboardInterrupt
+        self.signal_name = signal.Signals(number).name
+        self._on_request(self.signal_name)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals over; outside the main thread, where Python cannot, do nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+class StopCallback(TrainerCallback):
+    """Ends training, with a checkpoint, after the step during which a stop was requested."""
+
+    def __init__(self, request: StopRequest) -> None:
+        self.request = request
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.request.signal_name is not None:
+            control.should_save = True
+            control.should_training_stop = True
