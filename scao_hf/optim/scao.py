@@ -229,8 +229,7 @@ class SCAO(KroneckerOptimizer):
         direction = _adam_in_basis(state, rotated, group, step)
         direction = _unrotate(state, direction)
         _track(state, seen, group, step)
-        last_adam_step = _last_adam_step(group)
-        if step == last_adam_step or (step > last_adam_step and _is_refresh_step(step, group)):
+        if _refresh_needed(step, group):
             refresh()
         return direction
 
@@ -294,9 +293,11 @@ def _last_adam_step(group: Group) -> int:
     return max(1, group["warmup_steps"], group["min_precond_updates"])
 
 
-def _is_refresh_step(step: int, group: Group) -> bool:
+def _refresh_needed(step: int, group: Group) -> bool:
+    # The basis is refreshed in the Adam phase too: a product is known only inside the span it was taken in, and the
+    # eigenvalues that the second phase starts from would come out too small.
     frequency = group["precond_freq"]
-    return refresh_due(step, frequency) or early_refresh_due(step, frequency)
+    return step == _last_adam_step(group) or refresh_due(step, frequency) or early_refresh_due(step, frequency)
 
 
 def _present_sides(state: Storage | State) -> list[str]:

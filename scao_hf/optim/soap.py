@@ -223,7 +223,7 @@ def _bases(state: Storage) -> dict[int, Tensor]:
 
 
 def _update_factors(state: Storage, grads: Tensor, beta: float) -> None:
-    accept = torch.isfinite(grads).flatten(1).all(1)
+    accept = torch.isfinite(_flat_rows(grads)).all(1)
     for dim in _bases(state):
         accumulate(state[f"factor_{dim}"], outer_product(grads, dim), beta, accept)
 
@@ -255,8 +255,13 @@ def _rescaled(direction: Tensor, state: Storage, group: Group) -> Tensor:
     return direction
 
 
+def _flat_rows(rows: Tensor) -> Tensor:
+    # A scalar parameter has rows without dimensions, which flatten(1) refuses.
+    return rows.unsqueeze(-1).flatten(1)
+
+
 def _row_rms(rows: Tensor) -> Tensor:
-    return rows.flatten(1).square().mean(1).sqrt()
+    return _flat_rows(rows).square().mean(1).sqrt()
 
 
 def _refresh_needed(step: int, group: Group) -> bool:

@@ -128,13 +128,13 @@ class Stack:
             lr: learning rate.
             weight_decay: decoupled.
 
-        Parameters narrower than float32 are computed in float32 and rounded once.
+        Parameters narrower than float32 are computed in float32 and rounded once; float64 ones stay float64.
         """
         params, moves = [], []
         for index, param in enumerate(self.params):
             params.append(param)
             moves.append(self.layout.from_rows(direction[self._rows_of(index)], param.shape))
-        if params[0].dtype == torch.float32:
+        if params[0].dtype in (torch.float32, torch.float64):
             torch._foreach_mul_(params, 1 - lr * weight_decay)
             torch._foreach_add_(params, moves, alpha=-lr)
             return
