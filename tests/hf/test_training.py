@@ -1,0 +1,190 @@
+"""Whole runs: the stock Trainers, their checkpoints, and what they log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hf import tiny
+from torch import Tensor, nn
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+)
+
+from scao_hf import SCAO, SCAOMonitorCallback
+from scao_hf.hf.callback import unwrap_optimizer
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("optim", list(tiny.PHASES))
+def test_twenty_steps_resumed_for_twenty_equal_forty_bit_for_bit(
+    optim: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    changes = {"max_steps": 40, "save_strategy": "steps", "save_steps": 20, "logging_steps": 40, "weight_decay": 0.1}
+    straight = tiny.trainer(tmp_path, tiny.llama().to(dtype), optim, **changes)
+    straight.train()
+    resumed = tiny.trainer(tmp_path, tiny.llama().to(dtype), optim, **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+
+    assert resumed.state.global_step == 40
+    assert unwrap_optimizer(resumed.optimizer).diagnostics()["phase"] == 2
+    expected = weights(straight.model)
+    for name, weight in weights(resumed.model).items():
+        assert torch.equal(weight, expected[name]), name
+    assert not torch.equal(weight, weights(tiny.llama().to(dtype))[name])
+
+
+@pytest.mark.parametrize("optim", list(tiny.PHASES))
+def test_the_stock_trainer_trains_and_lowers_the_loss(optim: str, tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, optim=optim, max_steps=30, learning_rate=1e-2)
+    trainer.train()
+    losses = tiny.losses(trainer.state.log_history)
+    assert losses[-1] < losses[0] - 0.5
+    optimizer = unwrap_optimizer(trainer.optimizer)
+    assert {"matrix", "embedding", "head", "vector"} == {group["kind"] for group in optimizer.param_groups}
+    assert optimizer.diagnostics()["preconditioned_fraction"] > 0.9
+
+
+def test_the_learning_rate_in_the_log_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, lr_scheduler_type="constant", max_steps=2)
+    trainer.train()
+    assert trainer.state.log_history[0]["learning_rate"] == 5e-3
+
+
+def test_a_sequence_classification_encoder_trains(tmp_path: Path) -> None:
+    args = tiny.arguments(tmp_path, max_steps=40, learning_rate=1e-2)
+    trainer = Trainer(tiny.bert(), args, train_dataset=tiny.classified(), callbacks=[SCAOMonitorCallback()])
+    trainer.train()
+    losses = tiny.losses(trainer.state.log_history)
+    assert losses[-1] < losses[0] - 0.2  # from chance, ln 2
+    assert trainer.state.log_history[-2]["scao/preconditioned_fraction"] > 0.9
+
+
+def test_seq2seq_trainer_trains(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=tiny.VOCABULARY,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        max_position_embeddings=32,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        forced_eos_token_id=None,
+        dropout=0.0,
+    )
+    args = Seq2SeqTrainingArguments(**tiny.argument_values(tmp_path, max_steps=30, learning_rate=1e-2))
+    trainer = Seq2SeqTrainer(BartForConditionalGeneration(config), args, train_dataset=tiny.sequences())
+    trainer.train()
+    losses = tiny.losses(trainer.state.log_history)
+    assert losses[-1] < losses[0] - 0.5
+    assert isinstance(unwrap_optimizer(trainer.optimizer), SCAO)
+
+
+def test_gradient_accumulation_takes_one_optimizer_step_for_several_batches(tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, max_steps=5, gradient_accumulation_steps=3)
+    trainer.train()
+    state = unwrap_optimizer(trainer.optimizer).state
+    assert {entry["step"] for entry in state.values()} == {5}
+
+
+def test_a_second_train_goes_on_with_the_same_optimizer(tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, max_steps=3)
+    trainer.train()
+    trainer.train()
+    assert {entry["step"] for entry in unwrap_optimizer(trainer.optimizer).state.values()} == {6}
+
+
+def test_a_checkpoint_with_other_groups_is_refused(tmp_path: Path) -> None:
+    tiny.trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    model = tiny.llama()
+    model.model.embed_tokens.requires_grad_(False)
+    with pytest.raises(ValueError, match="parameter groups"):
+        tiny.trainer(tmp_path, model, max_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+# Logs
+
+METRICS = {
+    f"scao/{name}"
+    for name in (
+        "phase",
+        "blend",
+        "rank_mean",
+        "rank_max",
+        "mass_kept",
+        "curvature_norm",
+        "basis_drift",
+        "state_bytes",
+        "preconditioned_fraction",
+        "failures",
+    )
+}
+
+
+def monitored(folder: Path, **changes: Any) -> Trainer:
+    args: TrainingArguments = tiny.arguments(folder, **changes)
+    return Trainer(
+        tiny.llama(),
+        args,
+        train_dataset=tiny.sequences(),
+        eval_dataset=tiny.sequences(8),
+        callbacks=[SCAOMonitorCallback()],
+    )
+
+
+def test_the_history_carries_the_metrics_of_every_training_entry_and_of_no_other(tmp_path: Path) -> None:
+    trainer = monitored(tmp_path, max_steps=10, eval_strategy="steps", eval_steps=5)
+    trainer.train()
+    history = trainer.state.log_history
+    with_loss = [entry for entry in history if "loss" in entry]
+    assert len(with_loss) == 5
+    assert all(entry.keys() >= METRICS for entry in with_loss)
+    assert not any(METRICS & entry.keys() for entry in history if "loss" not in entry)
+    assert [entry["scao/phase"] for entry in with_loss] == [0, 0, 1, 2, 2]
+    assert all(isinstance(entry[name], float) for entry in with_loss for name in METRICS)
+
+
+def test_tensorboard_gets_the_metrics_of_an_ordinary_callback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    monitored(tmp_path, report_to=["tensorboard"], max_steps=4).train()
+    (events,) = (tmp_path / "board").rglob("events.out.tfevents.*")
+    board = event_accumulator.EventAccumulator(str(events.parent))
+    board.Reload()
+    assert {f"train/{name}" for name in METRICS} <= set(board.Tags()["scalars"])
+    assert [event.step for event in board.Scalars("train/scao/rank_mean")] == [2, 4]
+
+
+def test_an_adam_phase_longer_than_the_run_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    monitored(tmp_path, optim="scao_published", optim_args=None, max_steps=3).train()
+    assert "PublishedSCAO takes 100 steps of plain Adam and training ends after 3" in caplog.text
+
+
+def test_a_run_with_a_second_phase_is_not_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    monitored(tmp_path, max_steps=6).train()
+    assert "plain Adam" not in caplog.text
+
+
+def test_the_monitor_says_so_when_there_is_nothing_to_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = monitored(tmp_path, optim="adamw_torch", max_steps=2)
+    trainer.train()
+    assert "has nothing to report about AdamW" in caplog.text
+    assert not any(METRICS & entry.keys() for entry in trainer.state.log_history)
