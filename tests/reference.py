@@ -215,6 +215,18 @@ def householder_completion(frame: Tensor, active: int) -> Tensor:
     return product * signs
 
 
+def householder_frame(matrix: Tensor) -> Tensor:
+    """Orthonormal columns with the leading spans of `matrix`: the first k columns of its k Householder reflections."""
+    dim, columns = matrix.shape
+    work, product = matrix.double().clone(), identity(dim)
+    for j in range(columns):
+        step = identity(dim)
+        step[j:, j:] = reflector(work[j:, j])[0]
+        work = step @ work
+        product = product @ step
+    return product[:, :columns]
+
+
 # ---------------------------------------------------------------------------------------------- moments
 
 
@@ -603,3 +615,183 @@ def partial_eigenbasis_adam(
     if factored:
         v = factored_second_moment(rotated, betas[1])[2] * (1 - betas[1] ** len(grads))
     return unrotate(adam_direction(m, v, betas, len(grads), eps), *maps)
+
+
+class SCAOSide:
+    """The tracked frame of one side of a block, with the dense map it completes to."""
+
+    def __init__(self, frame: Tensor):
+        self.frame, self.product = frame.double(), torch.zeros_like(frame, dtype=torch.float64)
+        self.active = 0
+        self.whole = frame.shape[0] == frame.shape[1]
+
+    def map(self) -> Tensor:
+        return householder_completion(self.frame, self.active)
+
+    def track(self, grad: Tensor, rho: float) -> None:
+        """Y ← ρ Y + (1 − ρ) (G Gᵀ) U, with G Gᵀ formed; `grad` has this side first."""
+        self.product = rho * self.product + (1 - rho) * (grad @ grad.T) @ self.frame
+
+    def turn(self) -> list[int]:
+        """One subspace iteration; the list tells which old column each new one continues."""
+        order = torch.argsort(torch.diag(self.frame.T @ self.product), descending=True)
+        turned = householder_frame(self.product[:, order])
+        self.product = self.product @ (self.frame.T @ turned)
+        self.frame = turned
+        return order.tolist()
+
+    def values(self) -> list[float]:
+        """Eigenvalue estimates of the columns, in their order."""
+        return torch.diag(self.frame.T @ self.product).clamp_min(0).tolist()
+
+
+class SCAOBlock:
+    """SCAO on one block: Adam between two dense orthogonal maps, a second moment that follows the columns."""
+
+    def __init__(self, shape: tuple[int, int], frames: tuple[Tensor | None, Tensor | None], options: SCAO):
+        self.options = options
+        self.sides = [None if frame is None else SCAOSide(frame) for frame in frames]
+        self.m = torch.zeros(shape, dtype=torch.float64)
+        self.v = torch.zeros(shape, dtype=torch.float64)
+        self.rows, self.columns = torch.zeros(shape[0], dtype=torch.float64), torch.zeros(shape[1], dtype=torch.float64)
+        self.trace = 0.0
+
+    def maps(self) -> tuple[Tensor | None, Tensor | None]:
+        left, right = (None if side is None else side.map() for side in self.sides)
+        return left, right
+
+    def direction(self, grad: Tensor) -> Tensor:
+        options = self.options
+        beta1, beta2 = options.betas
+        rotated = rotate(grad, *self.maps())
+        self.m = beta1 * self.m + (1 - beta1) * rotated
+        square = rotated * rotated
+        self.v = beta2 * self.v + (1 - beta2) * square
+        self.rows = beta2 * self.rows + (1 - beta2) * square.mean(1)
+        self.columns = beta2 * self.columns + (1 - beta2) * square.mean(0)
+        v = torch.outer(self.rows, self.columns) / self.rows.mean() if options.factored else self.v
+        return unrotate(adam_direction(self.m, v, options.betas, options.steps, options.eps), *self.maps())
+
+    def observe(self, grad: Tensor) -> None:
+        rho = self.options.rho
+        for side, facing in zip(self.sides, (grad, grad.T), strict=True):
+            if side is not None:
+                side.track(facing, rho)
+        self.trace = rho * self.trace + (1 - rho) * float((grad * grad).sum())
+
+    def refresh(self) -> None:
+        momentum = unrotate(self.m, *self.maps())
+        for index, side in enumerate(self.sides):
+            if side is not None:
+                self.refresh_side(side, index)
+        self.m = rotate(momentum, *self.maps())
+
+    def refresh_side(self, side: SCAOSide, index: int) -> None:
+        options = self.options
+        was, order, unbias = side.active, side.turn(), 1 - options.rho**options.steps
+        values = [value / unbias for value in side.values()]
+        side.active = math.ceil(self.rank(side, values) * options.blend(options.steps + 1))
+        share = (1 - options.betas[1] ** options.steps) / self.m.shape[1 - index]
+        fresh = [value * share for value in values]
+        if options.factored:
+            carried = carry((self.rows, self.columns)[index].unsqueeze(1), order, was, side.active, fresh)[:, 0]
+            self.rows, self.columns = (carried, self.columns) if index == 0 else (self.rows, carried)
+        else:
+            carried = carry(self.v if index == 0 else self.v.T, order, was, side.active, fresh)
+            self.v = carried if index == 0 else carried.T
+
+    def rank(self, side: SCAOSide, values: list[float]) -> int:
+        options, dim, tracked = self.options, side.frame.shape[0], side.frame.shape[1]
+        if side.whole:
+            return dim
+        tail = max(0.0, tail_level(self.trace / (1 - options.rho**options.steps), values, dim))
+        needed = rank_by_excess(sorted(values, reverse=True), tail, options.epsilon_sparse)
+        return clamp_rank(needed, options.k_min, tracked, dim)
+
+
+def carry(moment: Tensor, order: list[int], was: int, active: int, fresh: list[float]) -> Tensor:
+    """The second moment (d, n) after its side turned: row i of an active column follows that column if it was active.
+
+    A column newly taken in starts from its eigenvalue, spread along the row like the mean over the rows; a row given
+    back to the remainder takes the mean of the rows that were never tracked.
+    """
+    tracked, result = len(order), moment.clone()
+    profile = moment.mean(0) / moment.mean()
+    remainder = moment[tracked:].mean(0) if len(moment) > tracked else None
+    for i in range(tracked):
+        if i < active and order[i] < was:
+            result[i] = moment[order[i]]
+        elif i < active:
+            result[i] = fresh[i] * profile
+        elif i < was and remainder is not None:
+            result[i] = remainder
+    return result
+
+
+class SCAO:
+    """SCAO for one tensor, everything materialised; the first frames, pseudo-random, are given.
+
+    Step t: rotate, Adam, rotate back, move; then the sketches see this gradient; then, when t is a multiple of
+    precond_freq, or 2, 3 or 6 and below it, or the last step of the Adam phase, max(1, warmup_steps,
+    min_precond_updates), the frames turn, the active rank becomes ⌈rank · blend(t + 1)⌉, where blend is 0 in the Adam
+    phase and then rises to 1 in blend_steps steps, and the moments move.
+
+    Args:
+        frames: for each block, row by row, the frames (d, k) of its two sides after the first step; None: no basis.
+    """
+
+    def __init__(
+        self,
+        parameter: Tensor,
+        frames: Sequence[tuple[Tensor | None, Tensor | None]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        warmup_steps: int,
+        blend_steps: int,
+        min_precond_updates: int,
+        precond_freq: int,
+        rho: float,
+        k_min: int,
+        epsilon_sparse: float,
+        max_precond_dim: int,
+        second_moment: str,
+    ):
+        self.parameter = parameter.double().clone()
+        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+        self.last_adam_step = max(1, warmup_steps, min_precond_updates)
+        self.blend_steps, self.precond_freq, self.rho = blend_steps, precond_freq, rho
+        self.k_min, self.epsilon_sparse, self.factored = k_min, epsilon_sparse, second_moment == "factored"
+        self.max_precond_dim = max_precond_dim
+        self.matrix_shape = (parameter.shape[0], parameter[0].numel())
+        pieces = cut(torch.zeros(self.matrix_shape), max_precond_dim)
+        self.blocks = [
+            SCAOBlock((block.shape[0], block.shape[1]), frame, self)
+            for (_, _, block), frame in zip(pieces, frames, strict=True)
+        ]
+        self.steps = 0
+
+    def blend(self, step: int) -> float:
+        if step <= self.last_adam_step:
+            return 0.0
+        return min(1.0, (step - self.last_adam_step) / self.blend_steps) if self.blend_steps else 1.0
+
+    def refresh_due(self) -> bool:
+        early = self.steps in (2, 3, 6) and self.steps < self.precond_freq
+        regular = self.steps % self.precond_freq == 0
+        return self.steps == self.last_adam_step or early or regular
+
+    def step(self, grad: Tensor) -> Tensor:
+        self.steps += 1
+        pieces = cut(grad.double().reshape(self.matrix_shape), self.max_precond_dim)
+        moved = []
+        for block, (down, across, piece) in zip(self.blocks, pieces, strict=True):
+            moved.append((down, across, block.direction(piece)))
+            block.observe(piece)
+            if self.refresh_due():
+                block.refresh()
+        update = paste(moved, self.matrix_shape).reshape(self.parameter.shape)
+        self.parameter = (1 - self.lr * self.weight_decay) * self.parameter - self.lr * update
+        return self.parameter

@@ -23,6 +23,7 @@ from scao_hf.numerics import eigenbasis
 from scao_hf.numerics.eigenbasis import (
     Eigenbasis,
     Sketch,
+    basis_drift,
     cholesky_qr,
     descending_order,
     eigh_descending,
@@ -541,6 +542,27 @@ def test_the_tail_is_the_mean_of_what_is_left_of_the_trace(rank: int) -> None:
 
 def test_a_tail_is_never_negative() -> None:
     assert float(tail_value(torch.tensor([2.0, 2.0]), torch.tensor(3.0), 5)) == 0.0
+
+
+# ------------------------------------------------------------------------------------------------ drift
+
+
+def test_the_drift_is_the_mean_squared_sine_of_the_columns_angles() -> None:
+    angles = torch.tensor([[0.0, 0.3], [1.0, torch.pi / 2]])
+    before = torch.eye(4)[:, :2].expand(2, 4, 2)
+    after = torch.zeros(2, 4, 2)
+    for column in range(2):
+        after[:, column, column] = angles[:, column].cos()
+        after[:, column + 2, column] = angles[:, column].sin()
+    expected = angles.sin().square().mean(-1)
+    assert_close(basis_drift(before, after), expected.double())
+    assert_close(basis_drift(before, -after), expected.double())
+
+
+def test_a_basis_does_not_drift_from_itself() -> None:
+    frame = random_frame(3, dim=6, rank=4)
+    assert float(basis_drift(frame, frame).max()) <= 1e-6
+    assert float(basis_drift(frame, frame).min()) >= 0
 
 
 def test_jitter_grows() -> None:
