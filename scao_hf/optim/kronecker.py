@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
@@ -22,6 +23,7 @@ StepCallback = Callable[["KroneckerOptimizer", int], None]
 
 MATRIX_KINDS = ("matrix", "embedding", "head", "lora_a", "lora_b")
 KINDS = (*MATRIX_KINDS, "vector")
+SIDE_CHOICES = ("auto", "both", "left", "right", "none")
 FOREIGN_OPTIONS = ("maximize", "foreach", "fused", "capturable", "differentiable", "amsgrad")
 
 
@@ -169,27 +171,27 @@ class KroneckerOptimizer(Optimizer):
 
         Raises:
             ValueError: a hyperparameter is out of range, or an option of other optimizers was given.
-            TypeError: a parameter is complex or not floating.
+            TypeError: a hyperparameter is of the wrong kind; a parameter is complex, sparse or not floating.
         """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, but got {type(param_group).__name__}")
         for option in FOREIGN_OPTIONS:
             if param_group.get(option):
                 raise ValueError(
                     f"{type(self).__name__} has no option {option}={param_group[option]!r}; leave it out"
                     + (" and negate the loss instead" if option == "maximize" else "")
                 )
-        kind = param_group.get("kind")
-        if kind is not None and kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         group = {**self.defaults, **param_group}
+        _validate_treatment(group)
         _validate_adam(group)
         self._validate(group)
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
-            if not param.is_floating_point():
+            if not param.is_floating_point() or param.layout != torch.strided:
                 self.param_groups.pop()
                 raise TypeError(
-                    f"{type(self).__name__} optimizes real floating-point parameters, got one of dtype {param.dtype} "
-                    f"and shape {tuple(param.shape)}; "
+                    f"{type(self).__name__} optimizes dense real floating-point parameters, got one of dtype "
+                    f"{param.dtype}, layout {param.layout} and shape {tuple(param.shape)}; "
                     + ("split it into torch.view_as_real" if param.is_complex() else "leave it out")
                 )
 
@@ -230,15 +232,19 @@ class KroneckerOptimizer(Optimizer):
                     continue
                 schedules = {name: value for name, value in group.items() if callable(value)}
                 merged = {**group, **saved_group, **schedules}
-                layout = self._layout(tuple(param.shape), merged)
-                expected = self._new_storage(layout, merged, torch.device("meta"), layout.num_rows)
-                missing = sorted(set(expected) - set(saved))
-                if missing:
+                if not self._could_have_written(saved, param, merged):
                     raise ValueError(
-                        f"this state was not saved by {type(self).__name__} with these settings: the parameter of "
-                        f"shape {tuple(param.shape)} has no {', '.join(missing)} (it has {', '.join(sorted(saved))}); "
-                        "resume with the optimizer and the parameter groups that wrote it, or start without its state"
+                        f"this state was not saved by {type(self).__name__} with these settings for a parameter of "
+                        f"shape {tuple(param.shape)}: it holds {_outline(saved)}; resume with the optimizer and the "
+                        "parameter groups that wrote it, or start without its state"
                     )
+
+    def _could_have_written(self, saved: State, param: Tensor, group: Group) -> bool:
+        layout = self._layout(tuple(param.shape), group)
+        fresh = self._new_storage(layout, group, torch.device("meta"), layout.num_rows)
+        expected = {name: tensor.shape if layout.num_rows > 1 else tensor.shape[1:] for name, tensor in fresh.items()}
+        held = {name: value.shape for name, value in saved.items() if isinstance(value, Tensor)}
+        return held == expected and isinstance(saved.get("step"), int)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -301,22 +307,49 @@ def _require_whole(param: Tensor, group: Group) -> None:
         )
 
 
+def _outline(state: State) -> str:
+    return ", ".join(f"{name} {tuple(v.shape)}" if isinstance(v, Tensor) else name for name, v in state.items())
+
+
+def _validate_treatment(group: Group) -> None:
+    kind, sides = group.get("kind"), group.get("sides", "auto")
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if sides not in SIDE_CHOICES:
+        raise ValueError(f"sides must be one of {', '.join(SIDE_CHOICES)}, got {sides!r}")
+
+
 def _validate_adam(group: Group) -> None:
     require_number("lr", group["lr"], 0.0)
     require_number("eps", group["eps"], 0.0)
     require_number("weight_decay", group["weight_decay"], 0.0)
-    betas = group["betas"]
-    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-        raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+    require_pair("betas", group["betas"])
 
 
 def require_number(name: str, value: Any, low: float, high: float = float("inf"), *, open_high: bool = False) -> None:
     """Raise unless a hyperparameter is a Python number between `low` and `high` (excluded if `open_high`)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
     if not low <= value <= high or (open_high and value == high):
         bounds = f"[{low:g}, {high:g}{')' if open_high else ']'}" if high != float("inf") else f"at least {low:g}"
         raise ValueError(f"{name} must be {'in ' if '[' in bounds else ''}{bounds}, got {value!r}")
+
+
+def require_pair(name: str, value: Any) -> tuple[float, float]:
+    """Return two decays in [0, 1) as a tuple; raise unless that is what they are."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"{name} must be two numbers in [0, 1), got {value!r}")
+    for decay in value:
+        require_number(name, decay, 0.0, 1.0, open_high=True)
+    return value[0], value[1]
+
+
+def require_flag(name: str, value: Any) -> None:
+    """Raise unless a hyperparameter is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
 
 
 def require_count(name: str, value: Any, low: int) -> None:

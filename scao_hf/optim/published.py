@@ -14,7 +14,15 @@ from scao_hf.numerics.moments import adam_direction, update_moments
 from scao_hf.numerics.precondition import clip_to_norm, natural_gradient_norm, scaled_core, unrotate
 from scao_hf.numerics.quantize import Quantized, dequantize, quantize
 from scao_hf.optim.diagnostics import LayerDiagnostics, mass_share
-from scao_hf.optim.kronecker import Group, KroneckerOptimizer, Refresh, require_count, require_number
+from scao_hf.optim.kronecker import (
+    Group,
+    KroneckerOptimizer,
+    Refresh,
+    require_count,
+    require_flag,
+    require_number,
+    require_pair,
+)
 from scao_hf.optim.schedule import blend_weight, refresh_due
 from scao_hf.optim.stack import Layout, State, Storage
 
@@ -98,7 +106,7 @@ class PublishedSCAO(KroneckerOptimizer):
     ) -> None:
         defaults = {
             "lr": lr,
-            "betas": tuple(betas),
+            "betas": require_pair("betas", betas),
             "eps": eps,
             "weight_decay": weight_decay,
             "warmup_steps": warmup_steps,
@@ -139,6 +147,7 @@ class PublishedSCAO(KroneckerOptimizer):
             require_count(name, group[name], least)
         require_number("rho", group["rho"], 0.0, 1.0, open_high=True)
         require_number("epsilon_sparse", group["epsilon_sparse"], 0.0, 1.0, open_high=True)
+        require_flag("use_int8_ema", group["use_int8_ema"])
         if group["tau"] is not None:
             require_number("tau", group["tau"], 0.0)
         if group["k_min"] > group["k_max"]:

@@ -33,12 +33,11 @@ from scao_hf.numerics.precondition import (
     unrotate_rows,
 )
 from scao_hf.optim.diagnostics import LayerDiagnostics, mass_share, tracked_values
-from scao_hf.optim.kronecker import Group, KroneckerOptimizer, Refresh, require_count, require_number
+from scao_hf.optim.kronecker import Group, KroneckerOptimizer, Refresh, require_count, require_number, require_pair
 from scao_hf.optim.schedule import blend_weight, early_refresh_due, refresh_due
 from scao_hf.optim.stack import Layout, State, Storage
 
 SIDES = ("left", "right")
-SIDE_CHOICES = ("auto", "both", "left", "right", "none")
 SECOND_MOMENTS = ("factored", "elementwise")
 NARROW_SIDE = 256
 VOCABULARY_RATIO = 16
@@ -133,7 +132,7 @@ class SCAO(KroneckerOptimizer):
     ) -> None:
         defaults = {
             "lr": lr,
-            "betas": tuple(betas),
+            "betas": require_pair("betas", betas),
             "eps": eps,
             "weight_decay": weight_decay,
             "warmup_steps": warmup_steps,
@@ -184,8 +183,6 @@ class SCAO(KroneckerOptimizer):
             raise ValueError(
                 f"second_moment must be one of {', '.join(SECOND_MOMENTS)}, got {group['second_moment']!r}"
             )
-        if group["sides"] not in SIDE_CHOICES:
-            raise ValueError(f"sides must be one of {', '.join(SIDE_CHOICES)}, got {group['sides']!r}")
 
     @staticmethod
     def _layout(shape: tuple[int, ...], group: Group) -> Layout:

@@ -21,11 +21,29 @@ from scao_hf.numerics.kronecker import accumulate, outer_product
 from scao_hf.numerics.moments import adam_direction, nesterov_adam_direction, update_moments
 from scao_hf.numerics.precondition import rotate_dims
 from scao_hf.optim.diagnostics import LayerDiagnostics
-from scao_hf.optim.kronecker import Group, KroneckerOptimizer, Refresh, require_count, require_number
+from scao_hf.optim.kronecker import (
+    Group,
+    KroneckerOptimizer,
+    Refresh,
+    require_count,
+    require_flag,
+    require_number,
+    require_pair,
+)
 from scao_hf.optim.stack import Layout, State, Storage
 
 PRECISIONS = ("highest", "high", "medium")
 DEFAULT_TOLERANCE = 1e-7
+FLAGS = (
+    "use_decoupled_weight_decay",
+    "use_nesterov",
+    "precondition_1d",
+    "trace_normalization",
+    "normalize_preconditioned_grads",
+    "correct_bias",
+    "use_eigh",
+    "use_adaptive_criteria",
+)
 
 
 @final
@@ -106,12 +124,14 @@ class SOAP(KroneckerOptimizer):
         power_iter_steps: int = 1,
         max_update_rms: float = 0.0,
     ) -> None:
+        require_count("precondition_warmup_steps", precondition_warmup_steps, 0)
+        require_count("adam_warmup_steps", adam_warmup_steps, 0)
         adam_warmup_steps = max(1, adam_warmup_steps)
         if 0 < precondition_warmup_steps <= adam_warmup_steps:
             adam_warmup_steps = max(1, precondition_warmup_steps - 1)
         defaults = {
             "lr": lr,
-            "betas": (0.95, 0.95) if betas is None else tuple(betas),
+            "betas": (0.95, 0.95) if betas is None else require_pair("betas", betas),
             "shampoo_beta": shampoo_beta,
             "eps": eps,
             "weight_decay": weight_decay,
@@ -142,6 +162,8 @@ class SOAP(KroneckerOptimizer):
         require_count("power_iter_steps", group["power_iter_steps"], 1)
         if not callable(group["precondition_frequency"]):
             require_count("precondition_frequency", group["precondition_frequency"], 1)
+        for name in FLAGS:
+            require_flag(name, group[name])
         require_number("shampoo_beta", group["shampoo_beta"], -float("inf"), 1.0, open_high=True)
         require_number("max_update_rms", group["max_update_rms"], 0.0)
         if group["adaptive_update_tolerance"] is not None:
