@@ -26,7 +26,7 @@ def fine_tune(
 ) -> None:
     """Run `recipe` and print its report, as text with `next_steps` or as one JSON document."""
     with progress_for(invocation, quiet=quiet) as progress:
-        progress.stage("loading the recipe, torch and transformers")
+        progress.stage("loading torch and transformers")
         from scao_hf.finetune.recipes import load_recipe
         from scao_hf.finetune.run import finetune
 

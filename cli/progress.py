@@ -54,12 +54,15 @@ class PlainProgress(Progress):
     def __init__(self, invocation: Invocation) -> None:
         super().__init__(invocation)
         self.console = console_for(sys.stderr)
+        self.stage_text: str | None = None
 
     def write(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
 
     def stage(self, text: str) -> None:
-        self.write(text)
+        if text != self.stage_text:
+            self.write(text)
+        self.stage_text = text
 
     def begin(self, info: RunInfo) -> None:
         super().begin(info)
@@ -121,8 +124,12 @@ class LiveProgress(Progress):
         self.close_stage(mark)
         self.close_training(mark)
         self.live.stop()
+        if kind is None:
+            self.console.print()
 
     def stage(self, text: str) -> None:
+        if text == self.stage_text:
+            return
         self.close_stage(self.glyphs.done)
         self.stage_text, self.stage_start = text, time.monotonic()
 

@@ -113,6 +113,7 @@ class FakeLibrary:
 
     def finetune(self, recipe: str, observer: Observer, *, overwrite: bool = False) -> Report:
         self.overwrite = overwrite
+        observer.stage("loading torch and transformers")
         observer.stage("loading the model")
         time.sleep(3 * self.seconds_per_step)
         observer.begin(run_info(self.report.output_dir))

@@ -92,7 +92,7 @@ Next
 """
     )
     lines = err.splitlines()
-    assert lines[0] == "loading the recipe, torch and transformers"
+    assert lines[:2] == ["loading torch and transformers", "loading the model"]
     assert "steps: 60 of 8 rows (0.591 epochs) · learning rate 0.002 after 6 warm-up steps" in err
     assert "scao: preconditions from step 11 on" in err
     assert "held-out loss 4.580, perplexity 97.51 before training (9216 tokens, 2 s)" in lines
