@@ -59,6 +59,9 @@ def _setup(error: BaseException, _output_dir: Path) -> FinetuneError | None:
         return FinetuneError("config.several-gpus", message, "make one visible: CUDA_VISIBLE_DEVICES=0")
     if isinstance(error, ValueError) and ("arget modules" in text or "target_modules" in text):
         return FinetuneError("model.target-modules", text.splitlines()[0], "set lora.target_modules=all-linear")
+    if "no assistant tokens" in text:
+        message = "all labels of a row are masked: the chat template marks nothing that the assistant says"
+        return FinetuneError("data.all-masked", message, "data.loss_on=completion, or another chat template")
     if isinstance(error, ImportError):
         return FinetuneError("extra.missing", text.strip().splitlines()[0], "install what is named")
     return None

@@ -381,6 +381,8 @@ def _held_out_errors(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
 def _check_lora(values: dict[str, Any]) -> None:
     from peft import LoraConfig
 
+    if values.get("r", 1) < 1:
+        raise ValueError(f"r must be at least 1, got {values['r']}")
     LoraConfig(task_type="CAUSAL_LM", **values)
 
 

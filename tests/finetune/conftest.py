@@ -19,8 +19,9 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a random Llama with a context of 128 bytes and a chat template."""
-    from scao_hf.finetune.embedded.tokenizer import VOCABULARY_SIZE, byte_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from scao_hf.finetune.embedded.tokenizer import VOCABULARY_SIZE, byte_tokenizer
 
     directory = tmp_path_factory.mktemp("models") / "tiny-random"
     tokenizer = byte_tokenizer(128)

@@ -287,7 +287,8 @@ def finished_run(tmp_path: Path) -> Path:
         "initial_eval_loss": 5.6,
         "final_eval_loss": math.log(2),
     }
-    (run / "run.json").write_text(json.dumps({"status": "finished", "report": report}))
+    overrides = ["data.path=/home/ann/secret.jsonl", "data.eval_path=b.jsonl", "training.max_steps=1234"]
+    (run / "run.json").write_text(json.dumps({"status": "finished", "overrides": overrides, "report": report}))
     return run
 
 
@@ -307,8 +308,10 @@ def test_the_model_card_states_the_figures_of_the_run(finished_run: Path, tmp_pa
     assert "1,234 steps with scao" in card
     assert "2,527,232 tokens" in card
     assert "11 minutes" in card
-    assert "0.6931 nats a byte (1.000 bits)" in card
+    assert "0.6931 nats a token (1.000 bits)" in card
     assert "5.6000" in card
+    assert "and beside the files training.max_steps=1234." in card
+    assert "/home" not in card
 
 
 def test_packing_refuses_an_unfinished_run(finished_run: Path, tmp_path: Path) -> None:
