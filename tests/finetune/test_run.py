@@ -508,3 +508,12 @@ def test_the_libraries_print_nothing(recipe_file: Path, capfd: pytest.CaptureFix
     finetune(recipe)
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+def test_packed_rows_do_not_see_each_other(recipe_file: Path) -> None:
+    """At learning rate zero, one step over all rows has the same loss per token packed and one by one."""
+    still = ["max_steps=1", "learning_rate=0", "per_device_train_batch_size=32", "data.sample_tokens=0"]
+    apart = finetune(load_recipe(str(recipe_file), still))
+    shared = ["data.packing=true", "training.packing_strategy=bfd", f"output_dir={recipe_file.parent / 'packed'}"]
+    packed = finetune(load_recipe(str(recipe_file), [*still, *shared]))
+    assert packed.train_loss == pytest.approx(apart.train_loss, rel=1e-5)
