@@ -80,6 +80,17 @@ def test_a_gradient_that_spoils_its_outer_product_costs_one_observation_of_one_m
         assert_close(factors.right[row], expected[1])
 
 
+def test_both_factors_skip_a_gradient_that_overflows_one_of_them() -> None:
+    # Squares of 1.5e19 fit into float32, but not the sum of five along the row.
+    factors = zero_factors(shape=(3, 5))
+    grad = torch.zeros(3, 5)
+    grad[0] = 1.5e19
+    assert torch.isfinite(grad.mT @ grad).all()
+    update_factors(factors, grad, 0.5)
+    assert not factors.left.any()
+    assert not factors.right.any()
+
+
 def test_accumulate_leaves_refused_matrices_bit_for_bit_alone() -> None:
     factor, outer = random_matrix(3, 4, 4, seed=1), random_matrix(3, 4, 4, seed=2)
     outer[1] = torch.nan
