@@ -33,7 +33,8 @@ the start of a text, and the start and end of a chat turn (ChatML). Rows 260 to 
 
 Text: the questions and worked answers of GSM8K's training split (Cobbe et al. 2021, arXiv:2110.14168; MIT licence),
 each once as a chat and once as prose, calculator annotations removed. Held out: the same of the first 200 problems of
-its test split.
+its test split,
+rows cut at 512 tokens.
 
 {commands}
 
@@ -64,7 +65,7 @@ def model_card(figures: str) -> str:
 
 
 def run_figures(record: dict[str, Any]) -> str:
-    """What the run printed: optimizer, steps, time and held-out loss, in nats a byte and as bits a byte.
+    """What the run printed: optimizer, steps, time and held-out loss a token, in nats and in bits.
 
     Args:
         record: a finished run's `run.json`.
@@ -73,6 +74,12 @@ def run_figures(record: dict[str, Any]) -> str:
     loss = float(report["final_eval_loss"])
     return (
         f"{report['steps']:,} steps with {report['optimizer']}, {report['tokens']:,} tokens, "
-        f"{report['train_seconds'] / 60:.0f} minutes. Held-out loss {loss:.4f} nats a byte ({loss / math.log(2):.3f} "
-        f"bits), from {report['initial_eval_loss']:.4f} at random weights."
+        f"{report['train_seconds'] / 60:.0f} minutes{_overrides(record)}. Held-out loss {loss:.4f} nats a token "
+        f"({loss / math.log(2):.3f} bits), from {report['initial_eval_loss']:.4f} at random weights."
     )
+
+
+def _overrides(record: dict[str, Any]) -> str:
+    """What was given beside the two files, so that the card's command can be trusted to be the whole of it."""
+    given = [text for text in record["overrides"] if not text.startswith(("data.path=", "data.eval_path="))]
+    return f", and beside the files {' '.join(given)}" if given else ""
