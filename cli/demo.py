@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, Debug, Overrides, Quiet, as_override, go_offline, joined
+from .options import AsJson, Debug, Overrides, Overwrite, Quiet, as_override, go_offline, joined
 
 RECIPE = "demo"
 
@@ -21,6 +21,7 @@ def demo(
             "--out", "-o", help="Folder of the run; by default runs/demo, replaced each time.", rich_help_panel="Output"
         ),
     ] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -38,8 +39,13 @@ def demo(
         RECIPE,
         given,
         context.obj,
-        overwrite=out is None,
+        overwrite=overwrite or not names_folder(given),
         as_json=as_json,
         quiet=quiet,
         next_steps=next_after_demo,
     )
+
+
+def names_folder(overrides: list[str]) -> bool:
+    """Whether the run goes to a folder of the user's choice, where only the user may say that it is replaced."""
+    return any(override.partition("=")[0].rpartition(".")[2] == "output_dir" for override in overrides)

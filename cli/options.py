@@ -25,6 +25,8 @@ Debug = Annotated[
     bool, typer.Option("--debug", help="Print the traceback of an unexpected error.", rich_help_panel="Output")
 ]
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")]
+
 OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .completion import complete_recipe
-from .options import AsJson, Debug, Overrides, Quiet, as_override, go_offline, joined
+from .options import AsJson, Debug, Overrides, Overwrite, Quiet, as_override, go_offline, joined
 
 
 def train(
@@ -38,10 +38,7 @@ def train(
         Path | None,
         typer.Option("--output-dir", "-o", help="Folder of the run."),
     ] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace what the folder holds."),
-    ] = False,
+    overwrite: Overwrite = False,
     max_steps: Annotated[
         int | None, typer.Option("--max-steps", min=1, metavar="N", help="Stop after so many steps.")
     ] = None,

@@ -43,7 +43,17 @@ def test_train_replaces_a_run_only_when_told(library: FakeLibrary, arguments: li
     assert library.overwrite is overwrite
 
 
-@pytest.mark.parametrize(("arguments", "overwrite"), [([], True), (["--out", "mine"], False)])
+@pytest.mark.parametrize(
+    ("arguments", "overwrite"),
+    [
+        ([], True),
+        (["optim=adamw_torch"], True),
+        (["--out", "mine"], False),
+        (["training.output_dir=mine"], False),
+        (["output_dir=mine"], False),
+        (["--out", "mine", "--overwrite"], True),
+    ],
+)
 def test_demo_replaces_its_own_folder_but_no_other(library: FakeLibrary, arguments: list[str], overwrite: bool) -> None:
     main(["demo", *arguments])
     assert library.overwrite is overwrite
