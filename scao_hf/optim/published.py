@@ -54,11 +54,15 @@ class PublishedSCAO(KroneckerOptimizer):
     take AdamW.
 
     Known defects, which `SCAO` repairs: the correction depends on the gradient's scale and amplifies leading directions
-    where Shampoo damps them; two of the four blocks are not scaled; the factors are dense, so the state of an (m, n)
-    matrix is 8mn + 4(m² + n²) + 4(m + n)k bytes and a little more; an int8 average with ρ = 0.999 hardly moves.
+    where Shampoo damps them; two of the four blocks are not scaled; the factors are dense; an int8 average with
+    ρ = 0.999 hardly moves.
+
+    Memory of a matrix (m, n), or of each of its blocks, in bytes, with k = min(m, k_max) and l = min(n, k_max):
+
+        8mn + 4(m² + n²) + 4[(m + 1)k + (n + 1)l] + 40        with int8 factors m² + n² + 8 in place of 4(m² + n²)
 
     Args:
-        params: parameters or groups.
+        params: parameters or groups; `sides="none"` in a group is AdamW, any other value both sides, as published.
         lr: learning rate; the source recommends 1.1 to 1.2 times AdamW's.
         betas: (β₁, β₂).
         eps: outside the root.

@@ -243,17 +243,18 @@ class SCAO(KroneckerOptimizer):
         step = state["step"]
         unbias = 1 - group["rho"] ** step
         trace = state["trace"] / unbias
-        ranks, masses, drifts = [], [], []
+        ranks, masses, drifts, curvatures = [], [], [], []
         for side in _present_sides(state):
             sketch = Sketch(state[f"{side}_vectors"], state[f"{side}_product"])
             ranks.append(float(state[f"{side}_rank"].float().mean()))
             masses.append(mass_share(tracked_values(sketch) / unbias, state[f"{side}_rank"], trace))
             drifts.append(float(state[f"{side}_drift"].mean()))
+            curvatures.append(float(trace.mean()) / layout.row_shape[SIDES.index(side)])
         return LayerDiagnostics(
             blend=blend_weight(step, _last_adam_step(group), group["blend_steps"]),
             ranks=tuple(ranks),
             mass_kept=sum(masses) / len(masses),
-            curvature_norm=float((trace / min(layout.row_shape)).mean()),
+            curvature_norm=sum(curvatures) / len(curvatures),
             basis_drift=sum(drifts) / len(drifts),
             failures=int(state["failures"].sum()),
         )

@@ -65,7 +65,8 @@ class SOAP(KroneckerOptimizer):
     for the diagnostics, 4 a dimension and 8.
 
     Args:
-        params: parameters or groups.
+        params: parameters or groups; `sides` may be set per group: "left" is the first dimension, "right" the others,
+            "none" Adam, and "auto" or "both" all of them.
         lr: learning rate.
         betas: (β₁, β₂) of the inner Adam; None is (0.95, 0.95).
         shampoo_beta: decay of the factors; β₂ if negative.
@@ -174,8 +175,11 @@ class SOAP(KroneckerOptimizer):
 
     @staticmethod
     def _layout(shape: tuple[int, ...], group: Group) -> Layout:
-        usable = (len(shape) > 1 or group["precondition_1d"]) and group.get("sides") != "none"
-        return Layout(shape, tuple(size if usable and size <= group["max_precond_dim"] else 0 for size in shape))
+        sides = group.get("sides", "auto")
+        usable = (len(shape) > 1 or group["precondition_1d"]) and sides != "none"
+        excluded = {"left": range(1, len(shape)), "right": range(min(1, len(shape) - 1))}.get(sides, range(0))
+        fits = [usable and dim not in excluded and size <= group["max_precond_dim"] for dim, size in enumerate(shape)]
+        return Layout(shape, tuple(size if fit else 0 for size, fit in zip(shape, fits, strict=True)))
 
     @staticmethod
     def _create(rows: int, layout: Layout, group: Group, device: torch.device) -> Storage:

@@ -758,6 +758,31 @@ def test_an_unknown_kind_or_side_of_a_group_is_refused(make: Make) -> None:
 
 
 @every_optimizer
+def test_a_matrix_of_a_group_without_sides_takes_adamw(make: Make) -> None:
+    params, others = parameters([(6, 5)]), parameters([(6, 5)])
+    optimizer = make([{"params": params, "sides": "none"}], weight_decay=0.1, betas=(0.9, 0.95))
+    adamw = torch.optim.AdamW(others, lr=optimizer.param_groups[0]["lr"], weight_decay=0.1, betas=(0.9, 0.95))
+    train(optimizer, params, range(1, 21))
+    train(adamw, others, range(1, 21))
+    torch.testing.assert_close(params[0], others[0], rtol=1e-6, atol=1e-6)
+    assert optimizer.diagnostics()["preconditioned_fraction"] == 0
+
+
+@pytest.mark.parametrize("name", ["scao-factored", "soap"])
+@pytest.mark.parametrize(
+    ("sides", "expected"), [("auto", {0, 1}), ("both", {0, 1}), ("left", {0}), ("right", {1}), ("none", set())]
+)
+def test_the_sides_of_a_group_say_which_get_a_basis(name: str, sides: str, expected: set[int]) -> None:
+    params = parameters([(6, 5)])
+    optimizer = SIBLINGS[name]([{"params": params, "sides": sides}])
+    train(optimizer, params, range(1, 12))
+    bases = [state for state in optimizer.state[params[0]] if state.startswith("basis_") or state.endswith("_vectors")]
+    numbers = {"left_vectors": 0, "right_vectors": 1, "basis_0": 0, "basis_1": 1}
+    assert {numbers[base] for base in bases} == expected
+    assert torch.isfinite(params[0]).all()
+
+
+@every_optimizer
 def test_a_matrix_that_arrives_flattened_is_refused_with_what_works(make: Make) -> None:
     flat = parameters([(30,)])
     optimizer = make([{"params": flat, "kind": "matrix"}])
