@@ -1,0 +1,1 @@
+"""Transformers: parameter groups, the names for `TrainingArguments(optim=...)`, SCAOTrainer and its metrics."""

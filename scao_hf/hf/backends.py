@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-from torch.distributed.fsdp import FlatParameter, FullyShardedDataParallel
+from torch import Tensor, distributed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,12 +51,17 @@ def _in_launcher() -> str | None:
 
 
 def _in_model(model: nn.Module) -> str | None:
+    if not distributed.is_available():
+        return None
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         return "FSDP1 (the model is wrapped in FullyShardedDataParallel)"
     return _in_parameters(model.parameters())
 
 
 def _in_parameters(parameters: Iterable[Tensor]) -> str | None:
+    from torch.distributed.fsdp import FlatParameter
     from torch.distributed.tensor import DTensor
 
     for parameter in parameters:

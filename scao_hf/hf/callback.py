@@ -10,6 +10,9 @@ from typing import Any
 from transformers.trainer_callback import CallbackHandler, TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from scao_hf.hf.arguments import optimizer_name, options_of, training_options, warn_overridden
+from scao_hf.hf.options import OPTIMIZERS, hyperparameters, optimizer_class
+
 logger = logging.getLogger(__name__)
 
 PREFIX = "scao/"
@@ -22,8 +25,8 @@ class SCAOMonitorCallback(TrainerCallback):
     `trainer.state.log_history` and every reporter (TensorBoard shows them as `train/scao/rank_mean`). The tensors are
     read back when Trainer logs and at no other time.
 
-    It warns when training begins if the optimizer would still be in its Adam phase when training ends, and if there is
-    an optimizer without diagnostics.
+    It warns when training begins if the optimizer would still be in its Adam phase when training ends, if a checkpoint
+    brought other hyperparameters than the arguments ask for, and if there is an optimizer without diagnostics.
     """
 
     def on_train_begin(
@@ -33,15 +36,9 @@ class SCAOMonitorCallback(TrainerCallback):
         if not hasattr(optimizer, "diagnostics"):
             logger.warning("SCAOMonitorCallback has nothing to report about %s", type(optimizer).__name__)
             return
-        adam_steps = max(map(adam_phase, optimizer.param_groups), default=0)
-        if adam_steps >= state.max_steps:
-            logger.warning(
-                "%s takes %d steps of plain Adam and training ends after %d: nothing will be preconditioned. Lower "
-                "warmup_steps in optim_args (TrainingArguments.warmup_steps is the learning rate's and another thing)",
-                type(optimizer).__name__,
-                adam_steps,
-                state.max_steps,
-            )
+        _warn_of_a_long_adam_phase(optimizer, state.max_steps)
+        if state.global_step > 0:
+            _warn_of_a_checkpoints_settings(optimizer, args)
 
     def on_log(
         self,
@@ -74,6 +71,30 @@ def adam_phase(group: Mapping[str, Any]) -> int:
         return 0
     observed = group.get("min_precond_updates", 0) * group.get("stats_freq", 1)
     return max(observed, *(group.get(name, 0) for name in ("warmup_steps", "adam_warmup_steps")))
+
+
+def _warn_of_a_long_adam_phase(optimizer: Any, max_steps: int) -> None:
+    adam_steps = max(map(adam_phase, optimizer.param_groups), default=0)
+    if adam_steps >= max_steps:
+        logger.warning(
+            "%s takes %d steps of plain Adam and training ends after %d: nothing will be preconditioned. Lower "
+            "warmup_steps in optim_args (TrainingArguments.warmup_steps is the learning rate's and another thing)",
+            type(optimizer).__name__,
+            adam_steps,
+            max_steps,
+        )
+
+
+def _warn_of_a_checkpoints_settings(optimizer: Any, args: TrainingArguments) -> None:
+    """A checkpoint restores hyperparameters with the state, as every torch optimizer's does."""
+    name = optimizer_name(args)
+    if name not in OPTIMIZERS or not isinstance(optimizer, optimizer_class(name)):
+        return
+    asked = hyperparameters(name, {**training_options(args), **options_of(args)})
+    for option, value in asked.items():
+        restored = optimizer.param_groups[0].get(option, value)
+        if option != "sides" and restored != value and not callable(restored):
+            warn_overridden(f"the checkpoint's {option}", restored, f"the arguments' {option}", value)
 
 
 def _run_monitors_first() -> None:

@@ -102,6 +102,12 @@ def read_options(
     return read
 
 
+def hyperparameters(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the constructor makes of resolved options, its defaults filled in; without lr and weight_decay."""
+    group = _construct(name, options).param_groups[0]
+    return {option: group[option] for option in option_defaults(name)}
+
+
 def format_options(options: Mapping[str, Any]) -> str:
     """Options as the text that `resolve_options` reads back to equal values; OptionError for one that has no text."""
     return ",".join(f"{key}={_text(key, value)}" for key, value in options.items())

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from scao_hf import PublishedSCAO
-from scao_hf.hf.options import OPTIMIZERS, OptionError, format_options, option_defaults, resolve_options
+from scao_hf.hf.options import (
+    OPTIMIZERS,
+    OptionError,
+    format_options,
+    hyperparameters,
+    option_defaults,
+    resolve_options,
+)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +133,14 @@ def test_the_constructor_judges_the_values(text: str, option: str) -> None:
     with pytest.raises(OptionError, match=f"scao: {option} must") as info:
         resolve_options("scao", text)
     assert info.value.option == option
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_constructor_fills_in_what_was_left_out(name: str) -> None:
+    settled = hyperparameters(name, {"eps": 1e-5})
+    assert settled.keys() == option_defaults(name).keys()
+    assert settled["eps"] == 1e-5
+    assert len(settled["betas"]) == 2
 
 
 def test_recommended_settings_are_options() -> None:
