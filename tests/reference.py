@@ -168,12 +168,6 @@ def trace_normalisation(
     return total / math.sqrt(trace(s, left_tail, m) * trace(z, right_tail, n))
 
 
-def polar_factor(matrix: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal rows or columns, U Vᵀ of the singular value decomposition."""
-    u, _, v = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return u @ v
-
-
 def graft(direction: Tensor, magnitude: Tensor) -> Tensor:
     """`direction` with the Frobenius norm of `magnitude`; zero stays zero."""
     norm = float(direction.double().norm())

@@ -9,6 +9,12 @@ from problems import BATCHES, SHAPES, assert_close, matrices, random_factor, ran
 from torch import Tensor
 
 from scao_hf.numerics.eigenbasis import Eigenbasis, orthonormalize
+from scao_hf.numerics.moments import (
+    adam_direction,
+    factored_adam_direction,
+    update_factored_second_moment,
+    update_moments,
+)
 from scao_hf.numerics.precondition import (
     PartialBasis,
     clip_to_norm,
@@ -110,6 +116,31 @@ def test_columns_rotate_as_the_rows_of_the_transpose(batch: tuple[int, ...]) -> 
         assert_close(result, g.double() @ dense, atol=5e-6)
         assert_close(inside, g.double() @ u.double())
     assert_close(unrotate_columns(rotated, basis), grad.double(), atol=5e-6)
+
+
+@pytest.mark.parametrize("factored", [False, True])
+@pytest.mark.parametrize("ranks", [(3, 2), (0, 2), (3, 0), (0, 0)])
+def test_adam_between_two_partial_bases_is_adam_between_their_dense_maps(
+    ranks: tuple[int, int], factored: bool
+) -> None:
+    betas, eps = (0.8, 0.95), 1e-3
+    left, right = (
+        partial_basis(random_matrix(dim, 3, seed=dim), torch.tensor(rank))
+        for dim, rank in zip((7, 6), ranks, strict=True)
+    )
+    grads = [random_matrix(7, 6, seed=seed) for seed in range(5)]
+    exp_avg, exp_avg_sq, row, column = torch.zeros(7, 6), torch.zeros(7, 6), torch.zeros(7), torch.zeros(6)
+    for grad in grads:
+        rotated = rotate_columns(rotate_rows(grad, left)[0], right)[0]
+        update_moments(exp_avg, exp_avg_sq, rotated, betas)
+        update_factored_second_moment(row, column, rotated, betas[1])
+    if factored:
+        direction = factored_adam_direction(exp_avg, row, column, betas, eps, len(grads))
+    else:
+        direction = adam_direction(exp_avg, exp_avg_sq, betas, eps, len(grads))
+    sides = [(basis.vectors, rank) for basis, rank in zip((left, right), ranks, strict=True)]
+    expected = reference.partial_eigenbasis_adam(grads, *sides, betas=betas, eps=eps, factored=factored)
+    assert_close(unrotate_rows(unrotate_columns(direction, right), left), expected, atol=5e-6)
 
 
 def test_rank_zero_is_the_identity_bit_for_bit() -> None:
