@@ -113,9 +113,7 @@ def machine() -> Iterator[Check]:
     elif torch.backends.mps.is_available():
         yield Check(name="GPU", status="ok", found="Apple (mps)")
     else:
-        yield Check(
-            name="GPU", status="note", found="none", hint="training runs on the processor in float32: slow beyond toys"
-        )
+        yield Check(name="GPU", status="note", found="none", hint="training runs on the processor, in float32")
     yield Check(name="processor", status="ok", found=threads)
 
 

@@ -239,8 +239,10 @@ def scao_words(metrics: StepMetrics, width: int) -> str:
     words = [f"scao: {phase_name(scao.get('phase', 0.0))}"]
     if 0 < scao.get("blend", 0.0) < 1:
         words[0] += f" ({scao['blend']:.0%})"
-    words += [f"rank {scao['rank_mean']:.1f}"] if "rank_mean" in scao else []
-    words += [f"mass kept {scao['mass_kept']:.0%}"] if "mass_kept" in scao else []
+    # Before the first refresh there is no basis whose rank or mass could be told.
+    if scao.get("rank_mean", 0.0) > 0:
+        words.append(f"rank {scao['rank_mean']:.1f}")
+        words += [f"mass kept {scao['mass_kept']:.0%}"] if "mass_kept" in scao else []
     words += [f"state {figures.byte_size(scao['state_bytes'])}"] if "state_bytes" in scao else []
     indent = " " * (len(f"{metrics.step}/{metrics.total_steps}") + 2)
     return indent + "  ".join(fitting(words, width - len(indent)))

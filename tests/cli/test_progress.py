@@ -141,6 +141,11 @@ def test_without_scao_there_is_no_second_line(step: Any) -> None:
     assert len(step_lines(step(5, scao={}), 0.0, [1.0], 80, UNICODE)) == 1
 
 
+def test_before_the_first_basis_neither_rank_nor_mass_is_told(step: Any) -> None:
+    scao = {"phase": 0.0, "blend": 0.0, "rank_mean": 0.0, "mass_kept": 0.0, "state_bytes": 2048.0}
+    assert str(step_lines(step(5, scao=scao), 0.0, [1.0], 80, UNICODE)[1]).strip() == "scao: Adam  state 2.0 KiB"
+
+
 def test_the_time_left_goes_on_counting_between_two_steps(step: Any) -> None:
     assert "eta 30 s" in str(step_lines(step(10), 0.0, [1.0], 80, UNICODE)[0])
     assert "eta 26 s" in str(step_lines(step(10), 4.0, [1.0], 80, UNICODE)[0])
