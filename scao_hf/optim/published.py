@@ -139,7 +139,7 @@ class PublishedSCAO(KroneckerOptimizer):
             Keyword arguments of the constructor.
         """
         for limit, settings in _RECOMMENDED:
-            if num_params < limit:
+            if num_params <= limit:
                 return dict(settings)
         raise AssertionError("the last row has no limit")
 
@@ -236,7 +236,7 @@ class PublishedSCAO(KroneckerOptimizer):
 
 
 _RECOMMENDED = (
-    (10_000_000, {"warmup_steps": 100, "precond_freq": 10, "k_max": 64, "tau": None, "rho": 0.999}),
+    (9_999_999, {"warmup_steps": 100, "precond_freq": 10, "k_max": 64, "tau": None, "rho": 0.999}),
     (300_000_000, {"warmup_steps": 500, "precond_freq": 20, "k_max": 128, "tau": 5.0, "rho": 0.999}),
     (7_000_000_000, {"warmup_steps": 1000, "precond_freq": 50, "k_max": 256, "tau": 5.0, "rho": 0.99}),
     (float("inf"), {"warmup_steps": 2000, "precond_freq": 100, "k_max": 512, "tau": 10.0, "rho": 0.99}),

@@ -14,6 +14,7 @@ from scao_hf.numerics.eigenbasis import (
     excess_spectral_rank,
     initial_sketch,
     refresh_sketch,
+    sketch_values,
     tail_value,
     take_columns,
     update_sketch,
@@ -369,7 +370,9 @@ def _refresh_side(state: Storage, side: str, dim: int, group: Group, step: int) 
     rank = _adaptive_rank(values, state["trace"] / unbias, dim, group)
     blend = blend_weight(step + 1, _last_adam_step(group), group["blend_steps"])
     active = (rank * blend).ceil().long()
-    _carry_second_moment(state, side, order, active, values, group, step)
+    # Of each column as it stands; the rank wants them sorted, and the sketch sorts only approximately.
+    of_columns = sketch_values(sketch).clamp_min(0) / unbias
+    _carry_second_moment(state, side, order, active, of_columns, group, step)
     state[f"{side}_vectors"].copy_(sketch.vectors)
     state[f"{side}_product"].copy_(sketch.product)
     state[f"{side}_coupling"].copy_(coupling(sketch.vectors, active))
