@@ -220,7 +220,8 @@ def initial_sketch(grad: Tensor, rank: int, weight: float) -> Sketch:
     scale = grad.flatten(-2).abs().amax(-1)[..., None, None]
     unit = grad / torch.where(scale > 0, scale, torch.ones_like(scale))
     generator = torch.Generator().manual_seed(0)
-    probes = torch.randn(grad.shape[-1], rank, generator=generator).to(grad)
+    # A device need not be waited for: the probes are staged before the call returns.
+    probes = torch.randn(grad.shape[-1], rank, generator=generator).to(grad, non_blocking=True)
     vectors = orthonormalize(unit @ (unit.mT @ (unit @ probes)))
     return Sketch(vectors, weight * (grad @ (grad.mT @ vectors)))
 

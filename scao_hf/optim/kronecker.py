@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -245,6 +246,15 @@ class KroneckerOptimizer(Optimizer):
         expected = {name: tensor.shape if layout.num_rows > 1 else tensor.shape[1:] for name, tensor in fresh.items()}
         held = {name: value.shape for name, value in saved.items() if isinstance(value, Tensor)}
         return held == expected and isinstance(saved.get("step"), int)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Each view of a stack's storage would be pickled with the whole of that storage.
+        state = super().__getstate__()
+        copies = {
+            param: {name: value.clone() if isinstance(value, Tensor) else value for name, value in held.items()}
+            for param, held in self.state.items()
+        }
+        return {**state, "state": defaultdict(dict, copies)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

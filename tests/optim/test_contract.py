@@ -469,6 +469,16 @@ def test_a_pickled_optimizer_continues_identically(make: Make) -> None:
     assert differences(optimizer, twin) == []
 
 
+@every_optimizer
+def test_pickling_writes_every_state_once(make: Make) -> None:
+    params = parameters([(32, 24)] * 12)
+    optimizer = make(params)
+    train(optimizer, params, [1])
+    held = optimizer.diagnostics()["state_bytes"] + sum(p.numel() * p.element_size() for p in params)
+    # Beside the parameters and the state: about half a kilobyte a tensor.
+    assert len(pickle.dumps(optimizer)) < held + 600 * sum(len(state) + 2 for state in optimizer.state.values())
+
+
 def test_a_schedule_of_refreshes_survives_copies_and_checkpoints() -> None:
     params = parameters()
     optimizer = SOAP(params, precondition_frequency=every_third_step)
