@@ -126,7 +126,7 @@ class SCAO(KroneckerOptimizer):
         k_min: int = 8,
         k_max: int | None = None,
         k_exact: int = 64,
-        epsilon_sparse: float = 0.01,
+        epsilon_sparse: float = 0.0,
         max_precond_dim: int = 4096,
         second_moment: str = "factored",
         sides: str = "auto",
