@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "tekken.json")
 GENERATION_MARK = "{% generation"
 
 
@@ -94,6 +95,10 @@ def load_tokenizer(section: ModelSection, reference: str) -> PreTrainedTokenizer
     """
     from transformers import AutoTokenizer
 
+    folder = Path(reference)
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        message = f"{reference} holds no tokenizer"
+        raise FinetuneError("model.no-tokenizer", message, "save the tokenizer beside the model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(reference, **_hub_arguments(section))
     except (OSError, ValueError, KeyError) as error:

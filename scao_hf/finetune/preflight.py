@@ -21,6 +21,10 @@ def check(trainer: Any, recipe: Recipe, model: Any, funnel: dict[str, int]) -> N
     Raises:
         FinetuneError: data.nothing-left, data.all-masked, model.vocabulary, model.context.
     """
+    if not recipe.data.packing:
+        trainer.train_dataset = learnable_rows(trainer.train_dataset)
+    if trainer.eval_dataset is not None:
+        trainer.eval_dataset = learnable_rows(trainer.eval_dataset)
     rows = {"training": trainer.train_dataset, "held-out": trainer.eval_dataset}
     funnel["packed" if recipe.data.packing else "tokenized"] = len(trainer.train_dataset)
     for name, dataset in rows.items():
@@ -44,6 +48,20 @@ def _check_rows(dataset: Any, name: str, recipe: Recipe, model: Any, funnel: dic
         raise FinetuneError("model.context", message, f"data.max_length={context}")
     largest = pyarrow.compute.max(pyarrow.compute.list_flatten(table.column("input_ids"))).as_py()
     check_token_ids(largest, model)
+
+
+def learnable_rows(dataset: Any) -> Any:
+    """The rows with a supervised token left after the cut; some releases of TRL keep the others."""
+    columns = [name for name in ("labels", *_MASKS) if name in dataset.column_names]
+    if not columns:
+        return dataset
+    return dataset.filter(lambda *values: _has_supervised_token(columns, values), input_columns=columns)
+
+
+def _has_supervised_token(columns: list[str], values: tuple[list[int], ...]) -> bool:
+    if columns[0] == "labels":
+        return any(label != IGNORED for label in values[0])
+    return any(all(bits) for bits in zip(*values, strict=True))
 
 
 def supervised_tokens(table: pyarrow.Table) -> int:

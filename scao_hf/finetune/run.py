@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EvalMetrics", "FinetuneReport", "Observer", "RunInfo", "Silence", "StepMetrics", "finetune"]
 
+# TrainingArguments writes it, and in releases before 5 the next run of the process takes it for its own setting.
+_MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneReport:
@@ -88,12 +91,24 @@ def finetune(recipe: Recipe, observer: Observer | None = None, *, overwrite: boo
     observer.stage("loading torch and transformers")
     from scao_hf.finetune.quiet import quiet
 
-    with quiet(), _answers(output_dir), _no_trace(output_dir):
+    with quiet(), _restored(_MIXED_PRECISION), _answers(output_dir), _no_trace(output_dir):
         return _Run(recipe, observer, output_dir).report()
 
 
 def _is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def _restored(variable: str) -> Iterator[None]:
+    """Leave an environment variable as it was found."""
+    before = os.environ.get(variable)
+    try:
+        yield
+    finally:
+        os.environ.pop(variable, None)
+        if before is not None:
+            os.environ[variable] = before
 
 
 @contextmanager
@@ -187,13 +202,15 @@ class _Run:
     def _build_trainer(self) -> None:
         from datasets import Dataset
         from peft import LoraConfig
-        from transformers import PrinterCallback, ProgressCallback
+        from transformers import PrinterCallback, ProgressCallback, set_seed
 
         from scao_hf.finetune import preflight, settings
         from scao_hf.finetune.trainer import GuardedTrainer
         from scao_hf.hf.callback import SCAOMonitorCallback
 
         self.observer.stage("tokenizing")
+        # The adapter's start is random, and older releases of TRL leave the seed to the caller.
+        set_seed(self.args.seed)
         lora = None if self.recipe.lora is None else LoraConfig(task_type="CAUSAL_LM", **self.recipe.lora)
         self.trainer: GuardedTrainer = GuardedTrainer(
             model=self.model,

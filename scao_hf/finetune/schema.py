@@ -144,7 +144,7 @@ DROPPED = {
     "overwrite_output_dir": "whether a directory may be overwritten is asked at the start of a run",
     "save_safetensors": "weights are always saved as safetensors",
 }
-"""Keys of `training` that newer releases no longer have, and what holds instead."""
+"""Keys of `training` that some releases have and no run reads, and what holds instead."""
 
 
 def section_hints(section: str, optimizer: str = "scao") -> Hints:
@@ -181,8 +181,8 @@ def _training_hints(_optimizer: str) -> Hints:
     hints = _field_hints(SFTConfig)
     # The types of `warmup_steps` and the life of `warmup_ratio` differ between releases. A recipe has the former alone,
     # and a fraction of all steps is turned into a count before transformers sees it.
-    hints.pop("warmup_ratio", None)
-    return hints | {"warmup_steps": float}
+    left_out = {"warmup_ratio", *DROPPED}
+    return {key: hint for key, hint in hints.items() if key not in left_out} | {"warmup_steps": float}
 
 
 def _lora_hints(_optimizer: str) -> Hints:

@@ -225,9 +225,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_row(rows_file: Callable[...
         ("hello", "column 'messages' must be a list of messages"),
     ],
 )
-def test_a_malformed_chat_is_named_with_its_row(
-    rows_file: Callable[..., Path], messages: object, words: str
-) -> None:
+def test_a_malformed_chat_is_named_with_its_row(rows_file: Callable[..., Path], messages: object, words: str) -> None:
     assert words in refusal(rows_file([{"messages": messages}])).message
 
 

@@ -303,9 +303,7 @@ def test_a_run_that_cannot_start_writes_nothing(
     assert not (recipe_file.parent / "run").exists()
 
 
-def test_rows_that_the_cut_leaves_nothing_of_are_refused(
-    recipe_file: Path, rows_file: Callable[..., Path]
-) -> None:
+def test_rows_that_the_cut_leaves_nothing_of_are_refused(recipe_file: Path, rows_file: Callable[..., Path]) -> None:
     data = rows_file([{"prompt": "word " * 40, "completion": f"answer {n}"} for n in range(8)], "long.jsonl")
     error = refusal(recipe_file, f"data.path={data}")
     assert (error.code, error.exit_code) == ("data.nothing-left", 3)
@@ -488,9 +486,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_no_part_of_it(
     ]
 
 
-def test_an_unknown_failure_is_recorded_and_raised_as_it_is(
-    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_failure_is_recorded_and_raised_as_it_is(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scao_hf.finetune.trainer import GuardedTrainer
 
     monkeypatch.setattr(GuardedTrainer, "training_step", failing_with(LookupError("a bug")))
@@ -510,9 +506,11 @@ def test_the_libraries_print_nothing(recipe_file: Path, capfd: pytest.CaptureFix
     assert (captured.out, captured.err) == ("", "")
 
 
-def test_packed_rows_do_not_see_each_other(recipe_file: Path) -> None:
+def test_packed_rows_do_not_see_each_other(recipe_file: Path, rows_file: Callable[..., Path]) -> None:
     """At learning rate zero, one step over all rows has the same loss per token packed and one by one."""
-    still = ["max_steps=1", "learning_rate=0", "per_device_train_batch_size=32", "data.sample_tokens=0"]
+    rows = [{"prompt": f"row {n} ", "completion": f"of length {'x' * (n % 5)}"} for n in range(24)]
+    data = rows_file(rows, "pc.jsonl")
+    still = [f"data.path={data}", "max_steps=1", "learning_rate=0", "per_device_train_batch_size=32"]
     apart = finetune(load_recipe(str(recipe_file), still))
     shared = ["data.packing=true", "training.packing_strategy=bfd", f"output_dir={recipe_file.parent / 'packed'}"]
     packed = finetune(load_recipe(str(recipe_file), [*still, *shared]))
