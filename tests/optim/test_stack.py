@@ -117,6 +117,7 @@ def test_a_stack_owns_its_states_until_one_is_replaced() -> None:
     stack, states = _gather(_parameters(2, (6, 5)), PLAIN)
     assert stack.owns(0, states[0])
     assert not stack.owns(0, states[1])
+    assert not stack.owns(0, dict(states[0]))
     assert not stack.owns(0, dict(states[0]) | {"moment": states[0]["moment"].clone()})
     states[1]["moment"] = states[1]["moment"].clone()
     assert not stack.owns(1, states[1])
