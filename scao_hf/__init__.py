@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scao_hf.hf.callback import SCAOMonitorCallback
     from scao_hf.hf.parameters import parameter_groups
     from scao_hf.hf.registration import register
+    from scao_hf.hf.sft import SCAOSFTTrainer
     from scao_hf.hf.trainer import SCAOTrainer
     from scao_hf.optim.loggers import ConsoleLogger, TensorBoardLogger, WandbLogger
     from scao_hf.optim.published import PublishedSCAO
@@ -33,6 +34,7 @@ _HOME_OF = {
     "WandbLogger": "scao_hf.optim.loggers",
     "parameter_groups": "scao_hf.hf.parameters",
     "register": "scao_hf.hf.registration",
+    "SCAOSFTTrainer": "scao_hf.hf.sft",
     "SCAOMonitorCallback": "scao_hf.hf.callback",
     "SCAOTrainer": "scao_hf.hf.trainer",
 }
@@ -43,6 +45,7 @@ __all__ = [
     "ConsoleLogger",
     "PublishedSCAO",
     "SCAOMonitorCallback",
+    "SCAOSFTTrainer",
     "SCAOTrainer",
     "TensorBoardLogger",
     "WandbLogger",

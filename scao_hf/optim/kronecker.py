@@ -226,8 +226,11 @@ class KroneckerOptimizer(Optimizer):
         self._stacks_of_group.clear()
 
     def _require_own_checkpoint(self, state_dict: dict[str, Any]) -> None:
-        for saved_group, group in zip(state_dict["param_groups"], self.param_groups, strict=False):
-            for saved_id, param in zip(saved_group["params"], group["params"], strict=False):
+        saved_groups = state_dict["param_groups"]
+        if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in self.param_groups]:
+            return  # torch's own load_state_dict says which group does not fit
+        for saved_group, group in zip(saved_groups, self.param_groups, strict=True):
+            for saved_id, param in zip(saved_group["params"], group["params"], strict=True):
                 saved = state_dict["state"].get(saved_id)
                 if not saved:
                     continue

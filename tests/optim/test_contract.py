@@ -538,6 +538,17 @@ def test_siblings_refuse_each_others_states(writer: str, reader: str) -> None:
 
 
 @every_optimizer
+def test_a_state_with_another_number_of_groups_is_refused_by_their_number(make: Make) -> None:
+    params = parameters([(6, 5), (5,)])
+    optimizer = make(params)
+    train(optimizer, params, range(1, 4))
+    apart = clone(params)
+    other = make([{"params": [param]} for param in apart])
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        other.load_state_dict(saved(optimizer.state_dict()))
+
+
+@every_optimizer
 def test_a_state_of_other_shapes_is_refused_with_a_sentence(make: Make) -> None:
     params = parameters([(6, 5)])
     optimizer = make(params)
