@@ -123,7 +123,7 @@ class SCAO(KroneckerOptimizer):
         min_precond_updates: int = 1,
         precond_freq: int = 10,
         rho: float = 0.95,
-        k_min: int = 8,
+        k_min: int = 1,
         k_max: int | None = None,
         k_exact: int = 64,
         epsilon_sparse: float = 0.0,
