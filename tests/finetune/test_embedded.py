@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from scao_hf.finetune.embedded import build, dataset_path, model_directory, texts
@@ -152,20 +153,17 @@ def test_trl_supervises_the_replies_alone_with_assistant_only_loss(
     assert labels[labels != -100].tolist() == [*"Yö".encode(), END_OF_TURN, ord("!"), END_OF_TURN]
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="packaged by transformers 5, which writes other keys than 4")
 def test_the_packaged_files_are_the_ones_that_the_build_writes(tmp_path: Path) -> None:
     build.write_skeleton(tmp_path)
     for written in tmp_path.iterdir():
-        if written.name == "special_tokens_map.json":
-            continue  # transformers 4 repeats the special tokens in a file of their own
         assert without_version(model_directory() / written.name) == without_version(written), written.name
 
 
 def without_version(path: Path) -> Any:
     if path.suffix != ".json":
         return path.read_text(encoding="utf-8")
-    # Releases differ in how often they repeat the special tokens, which tokenizer.json holds.
-    by_release = {"transformers_version", "added_tokens_decoder", "extra_special_tokens"}
-    return {key: value for key, value in json.loads(path.read_text()).items() if key not in by_release}
+    return {key: value for key, value in json.loads(path.read_text()).items() if key != "transformers_version"}
 
 
 def test_the_package_is_small_and_holds_the_documented_number_of_parameters(model: LlamaForCausalLM) -> None:
