@@ -1,10 +1,10 @@
 """The formats that rows may have, and how each becomes one of the three that TRL reads.
 
-    text                {text}                              language modelling
-    prompt_completion   {prompt, completion}                prompt and completion
-    alpaca              {instruction, input?, output}       prompt and completion, as a chat if there is a template
-    messages            {messages: [{role, content}, ...]}  chat
-    sharegpt            {conversations: [{from, value}, ..]} chat
+text                {text}                              language modelling
+prompt_completion   {prompt, completion}                prompt and completion
+alpaca              {instruction, input?, output}       prompt and completion, as a chat if there is a template
+messages            {messages: [{role, content}, ...]}  chat
+sharegpt            {conversations: [{from, value}, ..]} chat
 """
 
 from __future__ import annotations

@@ -419,4 +419,3 @@ def _plain(text: str) -> Any:
         return yaml_core.read_value(text)
     except FinetuneError:
         return text
-
