@@ -9,6 +9,7 @@ from typing import Any
 
 from scao_hf.finetune import schema, yaml_core
 from scao_hf.finetune.config import SCHEMA_VERSION, DataSection, ModelSection, Recipe
+from scao_hf.finetune.consistency import inconsistencies
 from scao_hf.finetune.errors import FinetuneError, Location, raise_all
 from scao_hf.hf.options import optimizer_class
 
@@ -258,6 +259,8 @@ class _Reading:
             if schema.closest(key, self.hints[other]) is not None:
                 return f"did you mean `{other}.{schema.closest(key, self.hints[other])}`?"
         names = sorted(self.hints[section])
+        if section == "scao":
+            return f"the options of {self._optimizer_setting(())} are {', '.join(names)}; scao=null leaves all of them out"
         return f"keys of `{section}`: {', '.join(names)}" if len(names) <= 24 else "see `scao-finetune recipes show`"
 
     def _wrong_type(self, section: str, key: str, setting: _Setting) -> None:
@@ -300,7 +303,7 @@ class _Reading:
             self._fail("invalid-value", f"section `scao`: {error}", None, self._section_location("scao"))
 
     def _check_combinations(self, recipe: Recipe) -> None:
-        for path, message, hint in combination_errors(recipe):
+        for path, message, hint in inconsistencies(recipe):
             self._fail("invalid-value", message, hint, self._location(path))
 
     def _has_problems(self, section: str) -> bool:
@@ -341,41 +344,6 @@ class _Reading:
             overrides=self.overrides,
             notices=tuple(self.notices),
         )
-
-
-def combination_errors(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    """What is wrong with values that are each of the right type: path, sentence, what would do."""
-    yield from _count_errors(recipe)
-    yield from _held_out_errors(recipe)
-    if recipe.data.packing and recipe.data.max_length is None:
-        yield "data.packing", "packing fills rows of data.max_length tokens, which is null", "set data.max_length"
-    if recipe.quantization is not None and recipe.lora is None:
-        yield "quantization", "quantized weights cannot be trained without an adapter", "add a section `lora`"
-    if recipe.quantization is not None and recipe.model.from_scratch:
-        yield "quantization", "a model from scratch has no weights to quantize", "write quantization: null"
-    if recipe.lora is not None and recipe.model.from_scratch:
-        yield "model.from_scratch", "an adapter on random weights is of no use", "write lora: null"
-
-
-def _count_errors(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    for key, least in (("max_samples", 1), ("max_length", 2), ("sample_tokens", 0)):
-        value = getattr(recipe.data, key)
-        if value is not None and value < least:
-            yield f"data.{key}", f"`data.{key}` must be at least {least}, got {value}", f"write {least} or more"
-    size = recipe.data.test_split_size
-    if size is not None and (size <= 0 or (size >= 1 and size != int(size))):
-        path = "data.test_split_size"
-        yield path, f"`{path}` must be a fraction below 1 or a number of rows, got {size}", "write 0.05 or 100"
-
-
-def _held_out_errors(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    data = recipe.data
-    if data.test_split_size is not None and (data.eval_path is not None or data.eval_split is not None):
-        path = "data.test_split_size"
-        yield path, "rows are held out twice: by test_split_size and by an eval set", f"write {path}: null"
-    if recipe.training.get("eval_strategy", "no") != "no" and not recipe.holds_out_rows:
-        path = "training.eval_strategy"
-        yield path, f"`{path}` asks for rows that nothing holds out", "set data.test_split_size or data.eval_path"
 
 
 def _check_lora(values: dict[str, Any]) -> None:

@@ -197,6 +197,15 @@ modle: 3
         ("training.max_steps=true", "`training.max_steps` must be an integer, got True (a truth value)", None),
         ("lora.r=0", "section `lora`: r must be at least 1, got 0", None),
         ("data.max_samples=0", "`data.max_samples` must be at least 1, got 0", "write 1 or more"),
+        ("training.learning_rate=-1", "`training.learning_rate` must be at least 0, got -1", "write 0 or more"),
+        ("training.learning_rate=.inf", "`training.learning_rate` must be finite, got inf", "write 0 or more"),
+        ("training.weight_decay=.nan", "`training.weight_decay` must be at least 0, got nan", "write 0 or more"),
+        ("training.adam_beta2=1", "`training.adam_beta2` must be in [0, 1), got 1", "write 0.9"),
+        ("training.warmup_steps=-3", "`training.warmup_steps` must be at least 0, got -3", "write 0 or more"),
+        ("training.warmup_steps=1.5", "must be a fraction below 1 or a number of steps, got 1.5", "write 0.05 or 100"),
+        ("max_steps=0", "`training.max_steps` must be at least 1, or -1 to count epochs, got 0", "write 100"),
+        ("num_train_epochs=0", "`training.num_train_epochs` must be finite and above 0, got 0", "write 1"),
+        ("per_device_train_batch_size=0", "must be at least 1, got 0", "write 1 or more"),
         ("data.test_split_size=1.5", "must be a fraction below 1 or a number of rows, got 1.5", "write 0.05 or 100"),
         ("data.eval_path=other.jsonl", "rows are held out twice", "write data.test_split_size: null"),
         ("quantization={load_in_4bit: true, load_in_8bit: true}", "section `quantization`: ", None),
@@ -245,6 +254,16 @@ def test_another_optimizer_leaves_the_section_scao_unread_and_says_so(small: Pat
     recipe = load_recipe(str(small), ["optim=adamw_torch"])
     assert recipe.scao == {}
     assert recipe.notices == ("training.optim is adamw_torch: the section `scao` is not read",)
+
+
+def test_options_of_another_optimizer_are_refused_with_the_way_to_drop_them(small: Path) -> None:
+    with pytest.raises(FinetuneError) as caught:
+        load_recipe(str(small), ["optim=soap", "scao={k_max: 8}"])
+    assert caught.value.message == "unknown key `scao.k_max`"
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("the options of soap are adam_warmup_steps, ")
+    assert caught.value.hint.endswith("; scao=null leaves all of them out")
+    assert load_recipe(str(small), ["optim=soap", "scao={k_max: 8}", "scao=null"]).scao == {}
 
 
 def test_old_names_are_read_with_a_notice(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""What can be wrong with a recipe whose values are each of the right type: out of range, or at odds with each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from scao_hf.finetune.config import Recipe
+
+Problem = tuple[str, str, str]
+"""The key at fault as "section.key", a sentence, and what would do."""
+
+_LEAST_DATA = {"max_samples": 1, "max_length": 2, "sample_tokens": 0}
+_LEAST_TRAINING = {
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "adam_epsilon": 0,
+    "max_grad_norm": 0,
+    "warmup_steps": 0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+}
+_DECAYS = ("adam_beta1", "adam_beta2")
+
+
+def inconsistencies(recipe: Recipe) -> Iterator[Problem]:
+    """Every value that no run could use, before a library or a weight is loaded for it."""
+    yield from _data_errors(recipe)
+    yield from _training_errors(recipe)
+    yield from _held_out_errors(recipe)
+    if recipe.data.packing and recipe.data.max_length is None:
+        yield "data.packing", "packing fills rows of data.max_length tokens, which is null", "set data.max_length"
+    if recipe.quantization is not None and recipe.lora is None:
+        yield "quantization", "quantized weights cannot be trained without an adapter", "add a section `lora`"
+    if recipe.quantization is not None and recipe.model.from_scratch:
+        yield "quantization", "a model from scratch has no weights to quantize", "write quantization: null"
+    if recipe.lora is not None and recipe.model.from_scratch:
+        yield "model.from_scratch", "an adapter on random weights is of no use", "write lora: null"
+
+
+def _data_errors(recipe: Recipe) -> Iterator[Problem]:
+    for key, least in _LEAST_DATA.items():
+        yield from _below(f"data.{key}", getattr(recipe.data, key), least)
+    size = recipe.data.test_split_size
+    if size is not None and (size <= 0 or (size >= 1 and size != int(size))):
+        path = "data.test_split_size"
+        yield path, f"`{path}` must be a fraction below 1 or a number of rows, got {size}", "write 0.05 or 100"
+
+
+def _training_errors(recipe: Recipe) -> Iterator[Problem]:
+    training = recipe.training
+    for key, least in _LEAST_TRAINING.items():
+        yield from _below(f"training.{key}", training.get(key), least)
+    for key in _DECAYS:
+        decay = training.get(key)
+        if decay is not None and not 0 <= decay < 1:
+            yield f"training.{key}", f"`training.{key}` must be in [0, 1), got {decay}", "write 0.9"
+    warmup, steps, epochs = (training.get(key) for key in ("warmup_steps", "max_steps", "num_train_epochs"))
+    if warmup is not None and warmup > 1 and warmup % 1:
+        path = "training.warmup_steps"
+        yield path, f"`{path}` must be a fraction below 1 or a number of steps, got {warmup}", "write 0.05 or 100"
+    if steps is not None and steps < 1 and steps != -1:
+        path = "training.max_steps"
+        yield path, f"`{path}` must be at least 1, or -1 to count epochs, got {steps}", "write 100"
+    if epochs is not None and not 0 < epochs < math.inf:
+        path = "training.num_train_epochs"
+        yield path, f"`{path}` must be finite and above 0, got {epochs}", "write 1"
+
+
+def _below(path: str, value: float | None, least: int) -> Iterator[Problem]:
+    if value is not None and not least <= value < math.inf:
+        bound = "finite" if value == math.inf else f"at least {least}"
+        yield path, f"`{path}` must be {bound}, got {value}", f"write {least} or more"
+
+
+def _held_out_errors(recipe: Recipe) -> Iterator[Problem]:
+    data = recipe.data
+    if data.test_split_size is not None and (data.eval_path is not None or data.eval_split is not None):
+        path = "data.test_split_size"
+        yield path, "rows are held out twice: by test_split_size and by an eval set", f"write {path}: null"
+    if recipe.training.get("eval_strategy", "no") != "no" and not recipe.holds_out_rows:
+        path = "training.eval_strategy"
+        yield path, f"`{path}` asks for rows that nothing holds out", "set data.test_split_size or data.eval_path"
