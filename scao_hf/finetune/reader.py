@@ -260,7 +260,8 @@ class _Reading:
                 return f"did you mean `{other}.{schema.closest(key, self.hints[other])}`?"
         names = sorted(self.hints[section])
         if section == "scao":
-            return f"the options of {self._optimizer_setting(())} are {', '.join(names)}; scao=null leaves all of them out"
+            optimizer = self._optimizer_setting(())
+            return f"the options of {optimizer} are {', '.join(names)}; scao=null leaves all of them out"
         return f"keys of `{section}`: {', '.join(names)}" if len(names) <= 24 else "see `scao-finetune recipes show`"
 
     def _wrong_type(self, section: str, key: str, setting: _Setting) -> None:
