@@ -11,7 +11,7 @@ from typing import Any
 
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.errors import FinetuneError, raise_all
-from scao_hf.hf.options import OPTIMIZERS, format_options, option_defaults
+from scao_hf.hf.options import OPTIMIZERS, adam_steps_of, format_options
 
 _REPORTERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
 """Trackers that an extra of this package installs, and the module that must be there."""
@@ -120,9 +120,7 @@ def adam_steps(optimizer: str, options: Mapping[str, Any]) -> int | None:
     """Steps of plain Adam before preconditioning begins; None for an optimizer without such a phase."""
     if optimizer not in OPTIMIZERS:
         return None
-    chosen = option_defaults(optimizer) | dict(options)
-    observed = chosen.get("min_precond_updates", 0) * chosen.get("stats_freq", 1)
-    return max(observed, chosen.get("warmup_steps", 0), chosen.get("adam_warmup_steps", 0))
+    return adam_steps_of(optimizer, options)
 
 
 def settle_steps(args: Any, recipe: Recipe, rows: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 from transformers.trainer_callback import CallbackHandler, TrainerCallback, TrainerControl, TrainerState
@@ -65,16 +64,10 @@ def unwrap_optimizer(optimizer: Any) -> Any:
     return optimizer
 
 
-def adam_phase(group: Mapping[str, Any]) -> int:
-    """Steps of plain Adam with which a parameter group begins; 0 for one that never leaves it by choice."""
-    if group.get("sides") == "none" or group.get("kind") == "vector":
-        return 0
-    observed = group.get("min_precond_updates", 0) * group.get("stats_freq", 1)
-    return max(observed, *(group.get(name, 0) for name in ("warmup_steps", "adam_warmup_steps")))
-
-
 def _warn_of_a_long_adam_phase(optimizer: Any, max_steps: int) -> None:
-    adam_steps = max(map(adam_phase, optimizer.param_groups), default=0)
+    # A group that takes Adam throughout does so by choice.
+    groups = [g for g in optimizer.param_groups if g.get("sides") != "none" and g.get("kind") != "vector"]
+    adam_steps = max(map(optimizer.adam_steps, groups), default=0)
     if adam_steps >= max_steps:
         logger.warning(
             "%s takes %d steps of plain Adam and training ends after %d: nothing will be preconditioned. Lower "

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 if TYPE_CHECKING:
-    from torch.optim import Optimizer
+    from scao_hf.optim.kronecker import KroneckerOptimizer
 
 OPTIMIZERS = {
     "scao": ("scao_hf.optim.scao", "SCAO"),
@@ -42,7 +42,7 @@ class _Mismatch(Exception):
     """A value is not of the type that was asked for."""
 
 
-def optimizer_class(name: str) -> type[Optimizer]:
+def optimizer_class(name: str) -> type[KroneckerOptimizer]:
     """The class behind `optim=name`; ValueError for a name that is not in `OPTIMIZERS`."""
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
@@ -106,6 +106,12 @@ def hyperparameters(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """What the constructor makes of resolved options, its defaults filled in; without lr and weight_decay."""
     group = _construct(name, options).param_groups[0]
     return {option: group[option] for option in option_defaults(name)}
+
+
+def adam_steps_of(name: str, options: Mapping[str, Any]) -> int:
+    """Steps of plain Adam with which an optimizer of resolved options begins."""
+    optimizer = _construct(name, options)
+    return optimizer.adam_steps(optimizer.param_groups[0])
 
 
 def format_options(options: Mapping[str, Any]) -> str:
@@ -248,7 +254,7 @@ def _default_betas(name: str) -> tuple[float, float]:
     return _construct(name, {}).param_groups[0]["betas"]
 
 
-def _construct(name: str, options: Mapping[str, Any]) -> Optimizer:
+def _construct(name: str, options: Mapping[str, Any]) -> KroneckerOptimizer:
     """The optimizer over one small parameter: its constructor is the judge of what values are allowed."""
     import torch
 

@@ -114,7 +114,7 @@ def factored_adam_direction(
     Args:
         exp_avg: m (..., m, n).
         row: r (..., m) ≥ 0.
-        column: c (..., n) ≥ 0, with the same mean as r.
+        column: c (..., n) ≥ 0, whose mean is that of the whole moment; the mean of r cancels.
         betas: (β₁, β₂).
         eps: added outside the root, in units of the gradient.
         step: t ≥ 1.

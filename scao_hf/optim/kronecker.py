@@ -80,6 +80,11 @@ class KroneckerOptimizer(Optimizer):
 
     @staticmethod
     @abstractmethod
+    def adam_steps(group: Group) -> int:
+        """Steps of plain Adam with which a preconditioned parameter of a group with these hyperparameters begins."""
+
+    @staticmethod
+    @abstractmethod
     def _diagnose(state: State, layout: Layout, group: Group) -> LayerDiagnostics: ...
 
     @torch.no_grad()
@@ -280,7 +285,8 @@ class KroneckerOptimizer(Optimizer):
             basis_drift (how far the columns turned at the last refresh, 1 − mean cos²), failures
             (factorisations that kept their last good basis), preconditioned_fraction (of the parameters), state_bytes.
 
-        Reads tensors back to the host; `step` never does.
+        Reads tensors back to the host. `step` does not, but for the error check of `eigh` on a GPU, at the refreshes of
+        PublishedSCAO and SOAP.
         """
         layers = self.layer_diagnostics()
         numel = sum(param.numel() for param in self._all_params())

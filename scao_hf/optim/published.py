@@ -190,7 +190,7 @@ class PublishedSCAO(KroneckerOptimizer):
             _gather_statistics(state, grads, group["rho"])
         if _refresh_needed(step, group):
             refresh()
-        blend = blend_weight(step, _first_preconditioned_step(group) - 1, group["blend_steps"])
+        blend = blend_weight(step, PublishedSCAO.adam_steps(group), group["blend_steps"])
         if blend > 0:
             grads = torch.lerp(grads, _preconditioned(state, grads, group["tau"]), blend)
         update_moments(state["exp_avg"], state["exp_avg_sq"], grads, group["betas"])
@@ -222,11 +222,16 @@ class PublishedSCAO(KroneckerOptimizer):
             state["failures"].add_(failed)
 
     @staticmethod
+    def adam_steps(group: Group) -> int:
+        gathered = group["min_precond_updates"] * group["stats_freq"]
+        return max(group["warmup_steps"], gathered - 1, _first_refresh_step(group) - 1)
+
+    @staticmethod
     def _diagnose(state: State, layout: Layout, group: Group) -> LayerDiagnostics:
         shares = [mass_share(state[f"{s}_values"], state[f"{s}_rank"], state[f"{s}_trace"]) for s in SIDES]
         curvature = [float((state[f"{s}_trace"] / d).mean()) for s, d in zip(SIDES, layout.row_shape, strict=True)]
         return LayerDiagnostics(
-            blend=blend_weight(state["step"], _first_preconditioned_step(group) - 1, group["blend_steps"]),
+            blend=blend_weight(state["step"], PublishedSCAO.adam_steps(group), group["blend_steps"]),
             ranks=tuple(float(state[f"{side}_rank"].float().mean()) for side in SIDES),
             mass_kept=sum(shares) / 2,
             curvature_norm=sum(curvature) / 2,
@@ -248,15 +253,10 @@ def _first_refresh_step(group: Group) -> int:
     return frequency * -(-group["stats_freq"] // frequency)
 
 
-def _first_preconditioned_step(group: Group) -> int:
-    gathered = group["min_precond_updates"] * group["stats_freq"]
-    return max(group["warmup_steps"] + 1, gathered, _first_refresh_step(group))
-
-
 def _refresh_needed(step: int, group: Group) -> bool:
     """Is a refresh due whose basis will be used before the next one? Those of phase 1 but the last are not."""
     due = refresh_due(step, group["precond_freq"]) and step >= _first_refresh_step(group)
-    return due and step + group["precond_freq"] > _first_preconditioned_step(group)
+    return due and step + group["precond_freq"] > PublishedSCAO.adam_steps(group) + 1
 
 
 def _stored_factor(side: str, factor: Tensor, use_int8: bool) -> Storage:

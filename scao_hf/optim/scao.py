@@ -63,8 +63,8 @@ class SCAO(KroneckerOptimizer):
     lives in the old basis moves to the new one: M exactly, V by following its column or, for a column newly taken in,
     from the eigenvalue.
 
-    Two phases: Adam until `max(warmup_steps, min_precond_updates)` steps have been observed, then the active rank grows
-    over `blend_steps` to the adaptive one, the smallest k with
+    Two phases: Adam, its second moment factored if so chosen, until `max(warmup_steps, min_precond_updates)` steps have
+    been observed; then the active rank grows over `blend_steps` to the adaptive one, the smallest k with
 
         Σ_{i≤k} (λ_i − σ)₊ ≥ (1 − epsilon_sparse) Σ_i (λ_i − σ)₊,    σ the mean eigenvalue of the untracked rest.
 
@@ -240,6 +240,11 @@ class SCAO(KroneckerOptimizer):
         state["exp_avg"].copy_(_rotate(state, momentum)[0])
 
     @staticmethod
+    def adam_steps(group: Group) -> int:
+        # A basis never judges the gradient it was made from, so the very first step is Adam's in any case.
+        return max(1, group["warmup_steps"], group["min_precond_updates"])
+
+    @staticmethod
     def _diagnose(state: State, layout: Layout, group: Group) -> LayerDiagnostics:
         step = state["step"]
         unbias = 1 - group["rho"] ** step
@@ -252,7 +257,7 @@ class SCAO(KroneckerOptimizer):
             drifts.append(float(state[f"{side}_drift"].mean()))
             curvatures.append(float(trace.mean()) / layout.row_shape[SIDES.index(side)])
         return LayerDiagnostics(
-            blend=blend_weight(step, _last_adam_step(group), group["blend_steps"]),
+            blend=blend_weight(step, SCAO.adam_steps(group), group["blend_steps"]),
             ranks=tuple(ranks),
             mass_kept=sum(masses) / len(masses),
             curvature_norm=sum(curvatures) / len(curvatures),
@@ -287,16 +292,11 @@ def _tracked_rank(dim: int, other: int, group: Group) -> int:
     return min(dim, k_max)
 
 
-def _last_adam_step(group: Group) -> int:
-    # A basis never judges the gradient it was made from, so the very first step is Adam's in any case.
-    return max(1, group["warmup_steps"], group["min_precond_updates"])
-
-
 def _refresh_needed(step: int, group: Group) -> bool:
     # The basis is refreshed in the Adam phase too: a product is known only inside the span it was taken in, and the
     # eigenvalues that the second phase starts from would come out too small.
     frequency = group["precond_freq"]
-    return step == _last_adam_step(group) or refresh_due(step, frequency) or early_refresh_due(step, frequency)
+    return step == SCAO.adam_steps(group) or refresh_due(step, frequency) or early_refresh_due(step, frequency)
 
 
 def _present_sides(state: Storage | State) -> list[str]:
@@ -368,7 +368,7 @@ def _refresh_side(state: Storage, side: str, dim: int, group: Group, step: int) 
     unbias = 1 - group["rho"] ** step
     values = tracked_values(sketch) / unbias
     rank = _adaptive_rank(values, state["trace"] / unbias, dim, group)
-    blend = blend_weight(step + 1, _last_adam_step(group), group["blend_steps"])
+    blend = blend_weight(step + 1, SCAO.adam_steps(group), group["blend_steps"])
     active = (rank * blend).ceil().long()
     # Of each column as it stands; the rank wants them sorted, and the sketch sorts only approximately.
     of_columns = sketch_values(sketch).clamp_min(0) / unbias

@@ -227,6 +227,10 @@ class SOAP(KroneckerOptimizer):
             state["exp_avg"].copy_(rotate_dims(momentum, _bases(state)))
 
     @staticmethod
+    def adam_steps(group: Group) -> int:
+        return int(group["adam_warmup_steps"])
+
+    @staticmethod
     def _diagnose(state: State, layout: Layout, group: Group) -> LayerDiagnostics:
         dims = _preconditioned_dims(layout)
         traces = [float(state[f"factor_{dim}"].diagonal(dim1=-2, dim2=-1).sum()) for dim, _ in dims]

@@ -133,6 +133,34 @@ def test_the_phase_is_adam_then_the_ramp_then_preconditioned(cls: Any) -> None:
     assert [report["phase"] for report in reports] == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
+@pytest.mark.parametrize(
+    ("cls", "settings", "adam_steps"),
+    [
+        (SCAO, {"warmup_steps": 0, "min_precond_updates": 0}, 1),
+        (SCAO, {"warmup_steps": 3, "min_precond_updates": 5}, 5),
+        (PublishedSCAO, {"warmup_steps": 4, "min_precond_updates": 1, "precond_freq": 2}, 4),
+        (PublishedSCAO, {"warmup_steps": 0, "min_precond_updates": 3, "stats_freq": 2, "precond_freq": 2}, 5),
+        (PublishedSCAO, {"warmup_steps": 0, "min_precond_updates": 1, "precond_freq": 7}, 6),
+        (SOAP, {"adam_warmup_steps": 0}, 1),
+        (SOAP, {"adam_warmup_steps": 9, "precondition_warmup_steps": 4}, 3),
+    ],
+)
+def test_the_first_step_that_differs_from_adam_is_the_one_after_the_announced_phase(
+    cls: Any, settings: dict[str, Any], adam_steps: int
+) -> None:
+    common = {"lr": 0.01, "weight_decay": 0.0, "betas": (0.9, 0.95)}
+    if cls is not SOAP:
+        settings = {**settings, "blend_steps": 0, "k_min": 1}
+    if cls is SCAO:
+        settings = {**settings, "second_moment": "elementwise"}
+    params, plain = parameters([(6, 5)]), parameters([(6, 5)])
+    optimizer, adam = cls(params, **common, **settings), torch.optim.AdamW(plain, **common)
+    assert optimizer.adam_steps(optimizer.param_groups[0]) == adam_steps
+    for step in range(1, adam_steps + 2):
+        (moved,), (expected,) = train(optimizer, params, [step]), train(adam, plain, [step])
+        assert torch.allclose(moved, expected, atol=1e-5) == (step <= adam_steps)
+
+
 def test_soap_is_preconditioned_when_its_adam_steps_are_over() -> None:
     params = parameters([(6, 5)])
     optimizer = SOAP(params, adam_warmup_steps=3)
