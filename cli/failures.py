@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from scao_hf.finetune.errors import FinetuneError, Interrupted, Location
+from scao_hf.finetune.errors import ERROR_LOG, FinetuneError, Interrupted, Location
 
 EXIT_CODES = {
     0: "done",
@@ -93,7 +93,7 @@ def write_traceback(error: BaseException, folder: Path | None) -> Path | None:
     text = "".join(traceback.format_exception(error))
     try:
         if folder is not None and folder.is_dir():
-            log = folder / "error.log"
+            log = folder / ERROR_LOG
             log.write_text(text, encoding="utf-8")
             return log
         handle, name = tempfile.mkstemp(prefix="scao-finetune-", suffix=".log")

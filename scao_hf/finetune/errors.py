@@ -17,6 +17,9 @@ EXIT_CODES = {
 }
 """Exit code by the part of an error's code before its dot; every other error exits with 1."""
 
+ERROR_LOG = "error.log"
+"""File in a run's folder for the traceback of an error that nobody foresaw."""
+
 SIGNAL_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 

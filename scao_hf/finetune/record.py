@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from scao_hf._version import __version__
-from scao_hf.finetune.errors import FinetuneError
+from scao_hf.finetune.errors import ERROR_LOG, FinetuneError
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
@@ -50,7 +50,7 @@ def check_directory(directory: Path, overwrite: bool) -> None:
 
 
 class RunRecord:
-    """The files of one run. `close` is always called, so that run.json says how the run ended.
+    """The files of one run. `finish` or `fail` is always called, so that run.json says how the run ended.
 
     Args:
         directory: the run's output directory; created, and emptied of an earlier run's files.
@@ -122,7 +122,7 @@ def hardware() -> dict[str, Any]:
 
 def _clear(directory: Path) -> None:
     """Remove the files of an earlier run, and nothing else."""
-    for name in (RUN, METRICS, RESOLVED, "README.md"):
+    for name in (RUN, METRICS, RESOLVED, ERROR_LOG, "README.md"):
         (directory / name).unlink(missing_ok=True)
     folders = [directory / ADAPTER, directory / MODEL, *directory.glob(f"{CHECKPOINT_PREFIX}*")]
     for folder in filter(Path.is_dir, folders):

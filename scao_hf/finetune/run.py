@@ -377,33 +377,16 @@ class _Run:
         return sample(model, self.tokenizer, prompt, tokens, context_length(self.config), self.trainer.args.seed)
 
     def _save(self) -> Path:
-        """Save the adapter or the model with the tokenizer: written beside its place and moved there when whole."""
         from scao_hf.finetune.record import ADAPTER, MODEL
+        from scao_hf.finetune.saving import model_card, save_weights
 
         self.observer.stage("saving")
         target = self.output_dir / (MODEL if self.recipe.lora is None else ADAPTER)
         if _is_first_process():
-            part = target.with_name(f".{target.name}.part")
-            model: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            model.save_pretrained(part)
-            self.tokenizer.save_pretrained(part)
-            (part / "README.md").write_text(self._card(target.name), encoding="utf-8")
-            os.replace(part, target)
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            card = model_card(self.recipe, self.reference, target.name, self.trainer.state.global_step)
+            save_weights(model, self.tokenizer, card, target)
         return target
-
-    def _card(self, kind: str) -> str:
-        """A model card for the hub: what it was made from, and how to load it."""
-        base = self.reference
-        library = "peft" if self.recipe.lora is not None else "transformers"
-        loader = "AutoPeftModelForCausalLM" if self.recipe.lora is not None else "AutoModelForCausalLM"
-        return (
-            f"---\nbase_model: {base}\nlibrary_name: {library}\n---\n\n"
-            f"# {self.recipe.name}\n\n"
-            f"The {kind} of a run of scao-finetune: {base} trained on {self.recipe.data.path} for "
-            f"{self.trainer.state.global_step} steps with {self.recipe.training['optim']}.\n\n"
-            f"    from {library} import {loader}\n\n"
-            f'    model = {loader}.from_pretrained("{kind}")\n'
-        )
 
     def _report(
         self, reporter: Reporter, result: Any, saved: Path, samples: tuple[str | None, str | None, str | None]

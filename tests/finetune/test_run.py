@@ -486,6 +486,31 @@ def test_a_checkpoint_that_cannot_be_written_leaves_no_part_of_it(
     ]
 
 
+def test_weights_that_cannot_be_written_leave_no_part_of_them(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import PreTrainedTokenizerBase
+
+    full = failing_with(OSError(28, "No space left on device"))
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", full)
+    error = refusal(recipe_file)
+    assert (error.code, error.exit_code) == ("disk.full", 7)
+    left = {path.name for path in (recipe_file.parent / "run").iterdir()}
+    assert left == {"metrics.jsonl", "recipe.resolved.yaml", "run.json"}
+
+
+def test_what_a_killed_run_left_is_not_saved_with_the_next_ones_weights(recipe_file: Path) -> None:
+    directory = recipe_file.parent / "run"
+    left_over = directory / ".adapter.part"
+    left_over.mkdir(parents=True)
+    for path in (directory / "run.json", directory / "error.log", left_over / "shard-7.safetensors"):
+        path.write_text("{}", encoding="utf-8")
+    report = finetune(load_recipe(str(recipe_file)), overwrite=True)
+    assert not (report.saved_dir / "shard-7.safetensors").exists()
+    assert not left_over.exists()
+    assert not (directory / "error.log").exists()
+
+
 def test_an_unknown_failure_is_recorded_and_raised_as_it_is(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scao_hf.finetune.trainer import GuardedTrainer
 
