@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scao_hf.numerics.blocks import block_shape
 from scao_hf.numerics.eigenbasis import Eigenbasis, eigh_descending, spectral_rank
-from scao_hf.numerics.kronecker import accumulate, damp, debias, finite_matrices
+from scao_hf.numerics.kronecker import KroneckerFactors, damp, debias, update_factors
 from scao_hf.numerics.moments import adam_direction, update_moments
 from scao_hf.numerics.precondition import clip_to_norm, natural_gradient_norm, scaled_core, unrotate
 from scao_hf.numerics.quantize import Quantized, dequantize, quantize
@@ -274,10 +274,9 @@ def _read_factor(state: Storage, side: str) -> Tensor:
 
 
 def _gather_statistics(state: Storage, grads: Tensor, rho: float) -> None:
-    accept = finite_matrices(grads)
-    for side, outer in zip(SIDES, (grads @ grads.mT, grads.mT @ grads), strict=True):
-        factor = _read_factor(state, side)
-        accumulate(factor, outer, rho, accept)
+    factors = KroneckerFactors(*(_read_factor(state, side) for side in SIDES))
+    update_factors(factors, grads, rho)
+    for side, factor in zip(SIDES, factors, strict=True):
         if f"{side}_codes" in state:
             for name, value in _stored_factor(side, factor, use_int8=True).items():
                 state[name].copy_(value)

@@ -15,6 +15,7 @@ from scao_hf.numerics.eigenbasis import (
     descending_order,
     eigh_descending,
     orthogonal_iteration,
+    rayleigh_quotients,
     take_columns,
 )
 from scao_hf.numerics.kronecker import accumulate, outer_product
@@ -310,7 +311,7 @@ def _refresh_dim(state: Storage, dim: int, group: Group, *, first: bool) -> None
         basis, failed = eigh_descending(factor, Eigenbasis(old, torch.zeros_like(old[..., 0])))
         new = basis.vectors
     else:
-        order = descending_order((old * (factor @ old)).sum(-2))
+        order = descending_order(rayleigh_quotients(factor, old))
         new, failed = orthogonal_iteration(factor, take_columns(old, order), group["power_iter_steps"])
     keep = failed
     if group["use_adaptive_criteria"] and not first:

@@ -128,6 +128,19 @@ def test_what_has_no_two_sides_is_adamw_to_the_last_step(shape: tuple[int, ...])
         torch.testing.assert_close(mine, torchs, rtol=1e-5, atol=1e-6)
 
 
+def test_a_gradient_that_overflows_one_factor_is_kept_out_of_both() -> None:
+    param = torch.nn.Parameter(torch.zeros(2, 40))
+    optimizer = PublishedSCAO([param])
+    # The squares of a row overflow when 40 of them are added; those of a column, two of which are, do not.
+    param.grad = torch.full((2, 40), 1e19)
+    assert torch.isfinite(param.grad.mT @ param.grad).all()
+    assert not torch.isfinite(param.grad @ param.grad.mT).all()
+    optimizer.step()
+    state = optimizer.state[param]
+    assert torch.equal(state["left_factor"], 1e-4 * torch.eye(2))
+    assert torch.equal(state["right_factor"], 1e-4 * torch.eye(40))
+
+
 def test_phase_one_is_adamw_and_phase_two_is_not() -> None:
     start = random_matrix(4, 5)
     mine, torchs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
