@@ -13,11 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-KINDS = ("matrix", "lora_a", "lora_b", "embedding", "head", "vector")
-"""What a parameter can be, in the order in which the groups come."""
-
-SIDES = ("auto", "both", "left", "right", "none")
-"""Which sides of an (m, n) matrix get an eigenbasis; "none" is AdamW."""
+from scao_hf.optim.kronecker import KINDS, SIDE_CHOICES
 
 NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 """Lower-case name patterns that transformers.Trainer keeps out of weight decay."""
@@ -154,7 +150,7 @@ def _group(
 
 
 def _rank(role: _Role) -> tuple[int, int, bool]:
-    return KINDS.index(role.kind), SIDES.index(role.sides), not role.decays
+    return KINDS.index(role.kind), SIDE_CHOICES.index(role.sides), not role.decays
 
 
 # What each parameter is
@@ -299,8 +295,9 @@ def _checked_options(options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict
             raise ValueError(f"options[{kind!r}] must not set {', '.join(taken)}: parameter_groups does")
         if "lr" in chosen:
             raise ValueError(f"options[{kind!r}] must not set lr: use lr_scale={{{kind!r}: factor}}")
-        if chosen.get("sides", "auto") not in SIDES:
-            raise ValueError(f"options[{kind!r}]['sides'] must be one of {', '.join(SIDES)}, got {chosen['sides']!r}")
+        if chosen.get("sides", "auto") not in SIDE_CHOICES:
+            choices = ", ".join(SIDE_CHOICES)
+            raise ValueError(f"options[{kind!r}]['sides'] must be one of {choices}, got {chosen['sides']!r}")
     return {kind: dict(chosen) for kind, chosen in options.items()}
 
 

@@ -22,9 +22,11 @@ Group = dict[str, Any]
 Refresh = Callable[[], None]
 StepCallback = Callable[["KroneckerOptimizer", int], None]
 
-MATRIX_KINDS = ("matrix", "embedding", "head", "lora_a", "lora_b")
+MATRIX_KINDS = ("matrix", "lora_a", "lora_b", "embedding", "head")
 KINDS = (*MATRIX_KINDS, "vector")
+"""What a group may say its parameters are."""
 SIDE_CHOICES = ("auto", "both", "left", "right", "none")
+"""Which sides of an (m, n) matrix get an eigenbasis; "none" is AdamW."""
 FOREIGN_OPTIONS = ("maximize", "foreach", "fused", "capturable", "differentiable", "amsgrad")
 
 
