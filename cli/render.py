@@ -89,13 +89,12 @@ def loss_tokens(loss_on: str) -> str:
 
 
 def optimizer_plan(info: RunInfo) -> str:
-    """The optimizer, and for SCAO when preconditioning begins, since a short run may never reach it."""
+    """The optimizer, and for one of ours when preconditioning begins, since a short run may never reach it."""
     if info.scao_warmup_steps is None:
         return info.optimizer
     left = info.total_steps - info.scao_warmup_steps
     if left <= 0:
-        reason = f"scao.warmup_steps={info.scao_warmup_steps} leaves no step of the run"
-        return f"{info.optimizer}: Adam throughout, as {reason}"
+        return f"{info.optimizer}: Adam throughout, as its {info.scao_warmup_steps} Adam steps leave none of the run"
     return f"{info.optimizer}: preconditions from step {info.scao_warmup_steps + 1} on"
 
 

@@ -71,7 +71,7 @@ def _warn_of_a_long_adam_phase(optimizer: Any, max_steps: int) -> None:
     if adam_steps >= max_steps:
         logger.warning(
             "%s takes %d steps of plain Adam and training ends after %d: nothing will be preconditioned. Lower "
-            "warmup_steps in optim_args (TrainingArguments.warmup_steps is the learning rate's and another thing)",
+            "the optimizer's own warm-up in optim_args (TrainingArguments.warmup_steps is the learning rate's)",
             type(optimizer).__name__,
             adam_steps,
             max_steps,

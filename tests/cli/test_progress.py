@@ -161,7 +161,7 @@ def test_the_plan_says_when_preconditioning_begins_or_that_it_never_does(stand_i
     info = stand_in.run_info
     assert optimizer_plan(info(tmp_path)) == "scao: preconditions from step 11 on"
     assert optimizer_plan(info(tmp_path, scao_warmup_steps=60)) == (
-        "scao: Adam throughout, as scao.warmup_steps=60 leaves no step of the run"
+        "scao: Adam throughout, as its 60 Adam steps leave none of the run"
     )
     assert optimizer_plan(info(tmp_path, optimizer="adamw_torch", scao_warmup_steps=None)) == "adamw_torch"
 
