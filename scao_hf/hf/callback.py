@@ -11,6 +11,7 @@ from transformers.training_args import TrainingArguments
 
 from scao_hf.hf.arguments import optimizer_name, options_of, training_options, warn_overridden
 from scao_hf.hf.options import OPTIMIZERS, hyperparameters, optimizer_class
+from scao_hf.optim.kronecker import KroneckerOptimizer
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +26,14 @@ class SCAOMonitorCallback(TrainerCallback):
     read back when Trainer logs and at no other time.
 
     It warns when training begins if the optimizer would still be in its Adam phase when training ends, if a checkpoint
-    brought other hyperparameters than the arguments ask for, and if there is an optimizer without diagnostics.
+    brought other hyperparameters than the arguments ask for, and if the optimizer is not one of this package.
     """
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         optimizer = unwrap_optimizer(kwargs.get("optimizer"))
-        if not hasattr(optimizer, "diagnostics"):
+        if not isinstance(optimizer, KroneckerOptimizer):
             logger.warning("SCAOMonitorCallback has nothing to report about %s", type(optimizer).__name__)
             return
         _warn_of_a_long_adam_phase(optimizer, state.max_steps)
@@ -48,7 +49,7 @@ class SCAOMonitorCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         optimizer = unwrap_optimizer(kwargs.get("optimizer"))
-        if logs is None or "loss" not in logs or not hasattr(optimizer, "diagnostics"):
+        if logs is None or "loss" not in logs or not isinstance(optimizer, KroneckerOptimizer):
             return
         metrics = {PREFIX + name: value for name, value in optimizer.diagnostics().items()}
         logs.update(metrics)
@@ -64,7 +65,7 @@ def unwrap_optimizer(optimizer: Any) -> Any:
     return optimizer
 
 
-def _warn_of_a_long_adam_phase(optimizer: Any, max_steps: int) -> None:
+def _warn_of_a_long_adam_phase(optimizer: KroneckerOptimizer, max_steps: int) -> None:
     # A group that takes Adam throughout does so by choice.
     groups = [g for g in optimizer.param_groups if g.get("sides") != "none" and g.get("kind") != "vector"]
     adam_steps = max(map(optimizer.adam_steps, groups), default=0)
@@ -78,7 +79,7 @@ def _warn_of_a_long_adam_phase(optimizer: Any, max_steps: int) -> None:
         )
 
 
-def _warn_of_a_checkpoints_settings(optimizer: Any, args: TrainingArguments) -> None:
+def _warn_of_a_checkpoints_settings(optimizer: KroneckerOptimizer, args: TrainingArguments) -> None:
     """A checkpoint restores hyperparameters with the state, as every torch optimizer's does."""
     name = optimizer_name(args)
     if name not in OPTIMIZERS or not isinstance(optimizer, optimizer_class(name)):
