@@ -339,17 +339,22 @@ def excess_spectral_rank(values: Tensor, tail: Tensor, mass: float, k_min: int, 
     return spectral_rank(excess, excess.sum(-1), mass, k_min, k_max)
 
 
-def basis_drift(before: Tensor, after: Tensor) -> Tensor:
-    """How far the columns of a basis turned.
+def basis_drift(before: Tensor, after: Tensor, rank: Tensor | None = None) -> Tensor:
+    """How far the leading columns of a basis turned.
 
-        1 − mean_j (u_j · u'_j)²
+        1 − mean_{j ≤ rank} (u_j · u'_j)²
 
     Args:
         before: U (..., d, k), orthonormal columns.
         after: U' (..., d, k), column by column the continuation of U.
+        rank: (...), int64, columns that count; all k if None.
 
     Returns:
-        (...), in [0, 1]; signs do not count.
+        (...), in [0, 1]; signs do not count; 0 at rank 0.
     """
-    cosines = (before * after).sum(-2)
-    return (1 - cosines.square().mean(-1)).clamp(0, 1)
+    squared = (before * after).sum(-2).square()
+    if rank is None:
+        return (1 - squared.mean(-1)).clamp(0, 1)
+    counted = torch.arange(squared.shape[-1], device=squared.device) < rank.unsqueeze(-1)
+    turned = torch.where(counted, 1 - squared, torch.zeros_like(squared)).sum(-1)
+    return (turned / rank.clamp_min(1)).clamp(0, 1)

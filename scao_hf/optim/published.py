@@ -11,7 +11,7 @@ from scao_hf.numerics.blocks import block_shape
 from scao_hf.numerics.eigenbasis import Eigenbasis, eigh_descending, spectral_rank
 from scao_hf.numerics.kronecker import KroneckerFactors, damp, debias, update_factors
 from scao_hf.numerics.moments import adam_direction, update_moments
-from scao_hf.numerics.precondition import clip_to_norm, natural_gradient_norm, scaled_core, unrotate
+from scao_hf.numerics.precondition import clip_to_norm, low_rank_correction, natural_gradient_norm, scaled_core
 from scao_hf.numerics.quantize import Quantized, dequantize, quantize
 from scao_hf.optim.diagnostics import LayerDiagnostics, mass_share
 from scao_hf.optim.kronecker import (
@@ -284,6 +284,8 @@ def _gather_statistics(state: Storage, grads: Tensor, rho: float) -> None:
 
 def _preconditioned(state: Storage, grads: Tensor, tau: float | None) -> Tensor:
     left, right = (Eigenbasis(state[f"{side}_vectors"], state[f"{side}_values"]) for side in SIDES)
-    core, scaled = scaled_core(grads, left, right)
-    corrected = grads + unrotate(scaled - core, left.vectors, right.vectors)
-    return corrected if tau is None else clip_to_norm(corrected, natural_gradient_norm(scaled), tau)
+    corrected = low_rank_correction(grads, left, right)
+    if tau is None:
+        return corrected
+    _, scaled = scaled_core(grads, left, right)
+    return clip_to_norm(corrected, natural_gradient_norm(scaled), tau)

@@ -377,7 +377,7 @@ def _refresh_side(state: Storage, side: str, dim: int, group: Group, step: int) 
     state[f"{side}_product"].copy_(sketch.product)
     state[f"{side}_coupling"].copy_(coupling(sketch.vectors, active))
     state[f"{side}_rank"].copy_(active)
-    state[f"{side}_drift"].copy_(basis_drift(take_columns(old_vectors, order), sketch.vectors))
+    state[f"{side}_drift"].copy_(basis_drift(take_columns(old_vectors, order), sketch.vectors, active))
     state["failures"].add_(failed)
 
 

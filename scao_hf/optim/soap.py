@@ -18,7 +18,7 @@ from scao_hf.numerics.eigenbasis import (
     rayleigh_quotients,
     take_columns,
 )
-from scao_hf.numerics.kronecker import accumulate, outer_product
+from scao_hf.numerics.kronecker import accumulate, finite_matrices, outer_product
 from scao_hf.numerics.moments import adam_direction, nesterov_adam_direction, update_moments
 from scao_hf.numerics.precondition import rotate_dims
 from scao_hf.optim.diagnostics import LayerDiagnostics
@@ -254,9 +254,13 @@ def _bases(state: Storage) -> dict[int, Tensor]:
 
 
 def _update_factors(state: Storage, grads: Tensor, beta: float) -> None:
+    outers = {dim: outer_product(grads, dim) for dim in _bases(state)}
+    # All factors see the same gradients: one that overflows in a single outer product is kept out of the others, too.
     accept = torch.isfinite(_flat_rows(grads)).all(1)
-    for dim in _bases(state):
-        accumulate(state[f"factor_{dim}"], outer_product(grads, dim), beta, accept)
+    for outer in outers.values():
+        accept = accept & finite_matrices(outer)
+    for dim, outer in outers.items():
+        accumulate(state[f"factor_{dim}"], outer, beta, accept)
 
 
 def _factor_decay(group: Group, step: int) -> float:

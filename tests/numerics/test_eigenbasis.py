@@ -559,6 +559,15 @@ def test_the_drift_is_the_mean_squared_sine_of_the_columns_angles() -> None:
     assert_close(basis_drift(before, -after), expected.double())
 
 
+def test_the_drift_of_a_rank_counts_its_leading_columns_alone() -> None:
+    before, after = random_frame(3, dim=6, rank=4), random_frame(3, dim=6, rank=4, seed=1)
+    rank = torch.tensor([0, 2, 4])
+    drifts = basis_drift(before, after, rank)
+    assert float(drifts[0]) == 0
+    assert_close(drifts[1], basis_drift(before[1, :, :2], after[1, :, :2]).double())
+    assert_close(drifts[2], basis_drift(before[2], after[2]).double())
+
+
 def test_a_basis_does_not_drift_from_itself() -> None:
     frame = random_frame(3, dim=6, rank=4)
     assert float(basis_drift(frame, frame).max()) <= 1e-6

@@ -161,3 +161,13 @@ def test_added_decay_leaves_the_callers_gradient_alone() -> None:
         param.grad = grad.clone()
         optimizer.step()
         assert torch.equal(param.grad, grad)
+
+
+def test_a_gradient_that_overflows_one_factor_is_kept_out_of_both() -> None:
+    param = torch.nn.Parameter(torch.zeros(2, 40))
+    optimizer = SOAP([param])
+    # The squares of a row overflow when 40 of them are added; those of a column, two of which are, do not.
+    param.grad = torch.full((2, 40), 1e19)
+    optimizer.step()
+    assert torch.equal(optimizer.state[param]["factor_0"], torch.zeros(2, 2))
+    assert torch.equal(optimizer.state[param]["factor_1"], torch.zeros(40, 40))
