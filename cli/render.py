@@ -90,12 +90,12 @@ def loss_tokens(loss_on: str) -> str:
 
 def optimizer_plan(info: RunInfo) -> str:
     """The optimizer, and for one of ours when preconditioning begins, since a short run may never reach it."""
-    if info.scao_warmup_steps is None:
+    if info.adam_steps is None:
         return info.optimizer
-    left = info.total_steps - info.scao_warmup_steps
+    left = info.total_steps - info.adam_steps
     if left <= 0:
-        return f"{info.optimizer}: Adam throughout, as its {info.scao_warmup_steps} Adam steps leave none of the run"
-    return f"{info.optimizer}: preconditions from step {info.scao_warmup_steps + 1} on"
+        return f"{info.optimizer}: Adam throughout, as its {info.adam_steps} Adam steps leave none of the run"
+    return f"{info.optimizer}: preconditions from step {info.adam_steps + 1} on"
 
 
 def evaluation_sentence(metrics: EvalMetrics) -> str:

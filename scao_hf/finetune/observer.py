@@ -31,7 +31,7 @@ class RunInfo:
     trainable_parameters: int
     total_parameters: int
     lr_warmup_steps: int
-    scao_warmup_steps: int | None
+    adam_steps: int | None
     """Steps of plain Adam that one of this package's optimizers begins with; None for any other optimizer."""
     funnel: Mapping[str, int]
     """Rows left after each stage of reading, in order: read, formatted, tokenised, ..."""

@@ -84,7 +84,8 @@ def finetune(recipe: Recipe, observer: Observer | None = None, *, overwrite: boo
     settings.require_complete(recipe)
     settings.check_reporters(recipe)
     output_dir = settings.output_directory(recipe)
-    check_directory(output_dir, overwrite)
+    if _is_first_process():  # a later process would find what the first has begun to write
+        check_directory(output_dir, overwrite)
     observer = observer if observer is not None and _is_first_process() else Silence()
     for notice in recipe.notices:
         observer.notice(notice)
@@ -297,7 +298,7 @@ class _Run:
             trainable_parameters=trainable,
             total_parameters=total,
             lr_warmup_steps=int(args.warmup_steps),
-            scao_warmup_steps=adam_steps(str(recipe.training["optim"]), optimizer_options(recipe, self.steps)),
+            adam_steps=adam_steps(str(recipe.training["optim"]), optimizer_options(recipe, self.steps)),
             funnel=self.funnel,
         )
 

@@ -37,7 +37,7 @@ def run_info(output_dir: Path, **changes: Any) -> RunInfo:
         trainable_parameters=61_440,
         total_parameters=1_071_360,
         lr_warmup_steps=6,
-        scao_warmup_steps=10,
+        adam_steps=10,
         funnel={"read": 900, "formatted": 880, "tokenised": 860},
     )
     return replace(info, **changes)

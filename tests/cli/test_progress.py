@@ -160,10 +160,10 @@ def test_a_plain_step_leaves_out_what_is_not_known(step: Any) -> None:
 def test_the_plan_says_when_preconditioning_begins_or_that_it_never_does(stand_in: Any, tmp_path: Path) -> None:
     info = stand_in.run_info
     assert optimizer_plan(info(tmp_path)) == "scao: preconditions from step 11 on"
-    assert optimizer_plan(info(tmp_path, scao_warmup_steps=60)) == (
+    assert optimizer_plan(info(tmp_path, adam_steps=60)) == (
         "scao: Adam throughout, as its 60 Adam steps leave none of the run"
     )
-    assert optimizer_plan(info(tmp_path, optimizer="adamw_torch", scao_warmup_steps=None)) == "adamw_torch"
+    assert optimizer_plan(info(tmp_path, optimizer="adamw_torch", adam_steps=None)) == "adamw_torch"
 
 
 def test_columns_break_only_the_last_one_and_measure_wide_letters() -> None:

@@ -136,9 +136,9 @@ def test_preconditioning_begins_after_the_adam_phase_that_was_announced(
 ) -> None:
     _, recorder = finished
     assert recorder.info is not None
-    assert recorder.info.scao_warmup_steps is not None
+    assert recorder.info.adam_steps is not None
     assert [metrics.scao["phase"] > 0 for metrics in recorder.steps] == [
-        metrics.step > recorder.info.scao_warmup_steps for metrics in recorder.steps
+        metrics.step > recorder.info.adam_steps for metrics in recorder.steps
     ]
 
 
