@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 NEWEST := .venv
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-slow test-oldest lint format wheel clean help
+.PHONY: demo test test-oldest lint format wheel clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -12,14 +12,11 @@ help: ## list the targets
 demo: $(NEWEST)/ready ## fine-tune the embedded model with LoRA and SCAO, offline, in about a minute
 	$(NEWEST)/bin/scao-finetune demo
 
-test: $(NEWEST)/ready ## all tests but the slow ones
-	$(NEWEST)/bin/python -m pytest -n 2 -m "not slow"
-
-test-slow: $(NEWEST)/ready ## the tests that take minutes
-	$(NEWEST)/bin/python -m pytest -m slow
+test: $(NEWEST)/ready ## all tests
+	$(NEWEST)/bin/python -m pytest -n 2
 
 test-oldest: $(OLDEST)/ready ## the integration tests on the oldest supported transformers
-	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow" tests/optim tests/hf tests/finetune
+	$(OLDEST)/bin/python -m pytest -n 2 tests/optim tests/hf tests/finetune
 
 lint: $(NEWEST)/ready ## formatting, lints and types
 	$(NEWEST)/bin/ruff format --check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import shutil
 import subprocess
 import sys
@@ -128,6 +129,27 @@ def test_a_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: zipfile
 def test_a_wheel_installs_one_top_level_package_only(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert sorted(top for top in tops if not top.endswith(".dist-info")) == ["scao_hf"]
+
+
+def test_a_wheel_runs_the_demo_offline_away_from_the_repository(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    wheel.extractall(tmp_path / "site")
+    program = "import sys, scao_hf; print(scao_hf.__file__); from scao_hf.cli.main import main; sys.exit(main())"
+    surroundings = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path / "site"),  # comes before the editable installation that runs these tests
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "empty"),
+    }
+    finished = subprocess.run(
+        [sys.executable, "-c", program, "demo", "-q", "training.max_steps=2", "data.max_samples=120"],
+        cwd=tmp_path,
+        env=surroundings,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith(str(tmp_path / "site"))
+    assert (tmp_path / "runs" / "demo" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_a_wheel_names_its_command_its_licence_and_its_version(wheel: zipfile.ZipFile) -> None:

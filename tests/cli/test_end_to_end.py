@@ -10,8 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SHORT = [
     "training.max_steps=3",
     "training.logging_steps=1",
@@ -84,7 +82,6 @@ def test_a_malformed_row_is_named_by_file_and_line_and_nothing_is_written(tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.slow
 def test_the_demo_as_it_is_shipped_lowers_the_held_out_loss(tmp_path: Path) -> None:
     process = start(["demo", "--json", "-q"], tmp_path)
     out, err = process.communicate(timeout=1200)
