@@ -15,6 +15,8 @@ from scao_hf.hf.options import optimizer_class
 
 _HEADER = ("schema", "description", "measured")
 _OPTIONAL_SECTIONS = ("quantization", "lora", "scao")
+_MANY_CHOICES = 24
+"""A message lists more than these only where none of them is near."""
 COMMAND_LINE = "command line"
 
 
@@ -268,8 +270,11 @@ class _Reading:
         expected = schema.expectation(self.hints[section][key])
         message = f"`{section}.{key}` must be {expected or 'left out'}, got {_shown(setting.value)}"
         hint = None
-        near = schema.closest(str(setting.value), schema.choices(self.hints[section][key]))
+        choices = schema.choices(self.hints[section][key])
+        near = schema.closest(str(setting.value), choices)
         if near is not None:
+            if len(choices) > _MANY_CHOICES:
+                message = f"`{section}.{key}` cannot be {_shown(setting.value)}"
             hint = f"did you mean `{near}`?"
         elif "true or false" in expected and str(setting.value).lower() in ("yes", "no", "on", "off"):
             hint = f"write {'true' if str(setting.value).lower() in ('yes', 'on') else 'false'}"

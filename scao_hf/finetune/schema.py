@@ -311,5 +311,11 @@ def choices(hint: Any) -> list[str]:
 
 def closest(word: str, words: Iterable[str]) -> str | None:
     """The word of `words` most like a mistyped one; None if none is like it."""
-    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.7)
-    return matches[0] if matches else None
+    matches = difflib.get_close_matches(word, list(words), n=3, cutoff=0.7)
+
+    def likeness(match: str) -> tuple[float, int]:
+        # Of words equally like it, the one that begins as it does: a typo is rarely in the first letters.
+        begins = sum(match.startswith(word[:length]) for length in range(1, len(word) + 1))
+        return difflib.SequenceMatcher(None, match, word).ratio(), begins
+
+    return max(matches, key=likeness, default=None)
