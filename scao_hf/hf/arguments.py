@@ -23,6 +23,9 @@ UNSET_BETAS = (0.9, 0.999)
 UNSET_EPS = 1e-8
 """The default of TrainingArguments.adam_epsilon."""
 
+SHARED_FIELDS = {"betas": "adam_beta1, adam_beta2", "eps": "adam_epsilon"}
+"""The options that TrainingArguments has fields of its own for, and those fields."""
+
 
 def optimizer_name(args: TrainingArguments) -> str:
     """`args.optim` as a plain string."""
@@ -66,7 +69,7 @@ def options_of(args: TrainingArguments) -> dict[str, Any]:
     """`args.optim_args` resolved, with a warning where it overrides what another field of `args` sets."""
     set_in_fields = training_options(args)
     options = resolve_options(optimizer_name(args), args.optim_args, betas=set_in_fields.get("betas"))
-    for option, field in (("betas", "adam_beta1, adam_beta2"), ("eps", "adam_epsilon")):
+    for option, field in SHARED_FIELDS.items():
         below = set_in_fields.get(option)
         if option in options and below not in (None, UNSET_EPS, options[option]):
             warn_overridden(f"optim_args {option}", options[option], f"TrainingArguments {field}", below)

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from scao_hf.hf.arguments import optimizer_and_kwargs, optimizer_name, training_options, warn_overridden
+from scao_hf.hf.arguments import (
+    SHARED_FIELDS,
+    optimizer_and_kwargs,
+    optimizer_name,
+    training_options,
+    warn_overridden,
+)
 from scao_hf.hf.backends import refuse_sharding
 from scao_hf.hf.callback import SCAOMonitorCallback
 from scao_hf.hf.options import OPTIMIZERS, TRAINING_FIELDS, OptionError, format_options, read_options, resolve_options
@@ -85,14 +91,16 @@ def _settle(args: TrainingArguments, scao_kwargs: Mapping[str, Any]) -> dict[str
     _settle_fields(args, {option: given.pop(option) for option in TRAINING_FIELDS if option in given})
 
     below, unset = training_options(args), {"eps": _default_of(args, "adam_epsilon")}
+    places = {option: f"TrainingArguments {field}" for option, field in SHARED_FIELDS.items()}
     chosen: dict[str, Any] = {}
     for place, layer in (("optim_args", args.optim_args), ("scao_kwargs", given)):
         above = read_options(name, layer, betas=below.get("betas"))
         for option, value in above.items():
             if option in below and below[option] not in (value, unset.get(option)):
-                warn_overridden(f"{place} {option}", value, "the setting below it", below[option])
+                warn_overridden(f"{place} {option}", value, places[option], below[option])
         chosen |= above
         below |= above
+        places |= {option: f"{place} {option}" for option in above}
         unset = {option: value for option, value in unset.items() if option not in above}
     args.optim_args = _as_text(resolve_options(name, chosen))
     return chosen

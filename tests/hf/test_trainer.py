@@ -59,9 +59,10 @@ def test_scao_kwargs_come_before_optim_args_and_both_before_the_fields(
     )
     group = group_of(trainer)
     assert (group["rho"], group["precond_freq"], group["betas"], group["eps"]) == (0.5, 4, (0.7, 0.6), 1e-5)
-    assert "scao_kwargs rho=0.5 is used, and the setting below it=0.9 is not" in caplog.text
-    assert "scao_kwargs eps=1e-05 is used, and the setting below it=1e-06 is not" in caplog.text
-    assert "optim_args betas=(0.7, 0.6) is used, and the setting below it=(0.9, 0.98) is not" in caplog.text
+    assert "scao_kwargs rho=0.5 is used, and optim_args rho=0.9 is not" in caplog.text
+    assert "scao_kwargs eps=1e-05 is used, and TrainingArguments adam_epsilon=1e-06 is not" in caplog.text
+    fields = "TrainingArguments adam_beta1, adam_beta2"
+    assert f"optim_args betas=(0.7, 0.6) is used, and {fields}=(0.9, 0.98) is not" in caplog.text
 
 
 def test_a_rate_in_scao_kwargs_replaces_that_of_the_arguments_with_a_warning(
