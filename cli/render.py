@@ -69,7 +69,7 @@ def plan_rows(info: RunInfo, glyphs: Glyphs) -> list[tuple[str, str]]:
     data = [info.dataset, info.dataset_format, f"{info.train_rows} rows to train on, {info.eval_rows} held out"]
     steps = [
         f"{info.total_steps} of {info.rows_per_step} rows ({info.epochs:.3g} epochs)",
-        f"learning rate {info.learning_rate:g} after {info.lr_warmup_steps} warm-up steps",
+        f"learning rate {info.learning_rate:g} after {counted(info.lr_warmup_steps, 'warm-up step')}",
         optimizer_plan(info),
     ]
     rows = [
@@ -84,6 +84,10 @@ def plan_rows(info: RunInfo, glyphs: Glyphs) -> list[tuple[str, str]]:
     return rows
 
 
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def loss_tokens(loss_on: str) -> str:
     return {"all": "all tokens", "completion": "completions", "assistant": "assistant turns"}.get(loss_on, loss_on)
 
@@ -94,7 +98,8 @@ def optimizer_plan(info: RunInfo) -> str:
         return info.optimizer
     left = info.total_steps - info.adam_steps
     if left <= 0:
-        return f"{info.optimizer}: Adam throughout, as its {info.adam_steps} Adam steps leave none of the run"
+        phase = counted(info.adam_steps, "step")
+        return f"{info.optimizer}: Adam throughout, as the run is no longer than its Adam phase ({phase})"
     return f"{info.optimizer}: preconditions from step {info.adam_steps + 1} on"
 
 
@@ -123,8 +128,7 @@ def print_report(report: FinetuneReport, next_steps: Sequence[tuple[str, str]]) 
 
 
 def headline(report: FinetuneReport) -> str:
-    steps = "1 step" if report.steps == 1 else f"{report.steps} steps"
-    work = f"{steps} of {report.optimizer} in {figures.duration(report.train_seconds)}"
+    work = f"{counted(report.steps, 'step')} of {report.optimizer} in {figures.duration(report.train_seconds)}"
     size = f"{figures.count(report.tokens)} tokens, {figures.count(report.trainable_parameters)} parameters trained"
     return f"{report.recipe}: {work} ({size})"
 

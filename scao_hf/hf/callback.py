@@ -71,8 +71,9 @@ def _warn_of_a_long_adam_phase(optimizer: KroneckerOptimizer, max_steps: int) ->
     adam_steps = max(map(optimizer.adam_steps, groups), default=0)
     if adam_steps >= max_steps:
         logger.warning(
-            "%s takes %d steps of plain Adam and training ends after %d: nothing will be preconditioned. Lower "
-            "the optimizer's own warm-up in optim_args (TrainingArguments.warmup_steps is the learning rate's)",
+            "%s is plain Adam up to step %d and training ends after %d: nothing will be preconditioned. Train longer, "
+            "or lower the optimizer's own warmup_steps (in optim_args, scao_kwargs, or the scao section of a recipe; "
+            "TrainingArguments.warmup_steps is the learning rate's)",
             type(optimizer).__name__,
             adam_steps,
             max_steps,

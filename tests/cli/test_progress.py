@@ -161,7 +161,10 @@ def test_the_plan_says_when_preconditioning_begins_or_that_it_never_does(stand_i
     info = stand_in.run_info
     assert optimizer_plan(info(tmp_path)) == "scao: preconditions from step 11 on"
     assert optimizer_plan(info(tmp_path, adam_steps=60)) == (
-        "scao: Adam throughout, as its 60 Adam steps leave none of the run"
+        "scao: Adam throughout, as the run is no longer than its Adam phase (60 steps)"
+    )
+    assert optimizer_plan(info(tmp_path, total_steps=1, adam_steps=1)) == (
+        "scao: Adam throughout, as the run is no longer than its Adam phase (1 step)"
     )
     assert optimizer_plan(info(tmp_path, optimizer="adamw_torch", adam_steps=None)) == "adamw_torch"
 

@@ -179,7 +179,7 @@ def test_tensorboard_gets_the_metrics_of_an_ordinary_callback(tmp_path: Path) ->
 
 def test_an_adam_phase_longer_than_the_run_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     monitored(tmp_path, optim="scao_published", optim_args=None, max_steps=3).train()
-    assert "PublishedSCAO takes 100 steps of plain Adam and training ends after 3" in caplog.text
+    assert "PublishedSCAO is plain Adam up to step 100 and training ends after 3" in caplog.text
 
 
 def test_a_run_with_a_second_phase_is_not_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
