@@ -62,7 +62,7 @@ def prepare_rows(data: DataSection, seed: int, template: Template) -> Rows:
     funnel = {"read": len(table.rows), "usable": len(train)}
     held_out, fingerprint = _evaluation_rows(data, convert)
     if data.test_split_size is not None:
-        train, held_out = _split(train, data.test_split_size, seed)
+        train, held_out = _split(train, data.test_split_size, seed, data.path)
         funnel |= {"for training": len(train)}
     return Rows(
         train=train,
@@ -124,12 +124,20 @@ def _evaluation_rows(data: DataSection, convert: _Converter) -> tuple[list[dict[
     return convert(table), f" + {table.fingerprint}"
 
 
-def _split(rows: list[dict[str, Any]], size: float, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _split_hint(path: str, rows: int) -> str:
+    if rows == 1 and path.endswith(".txt"):
+        return "a .txt file has a row for each paragraph: put empty lines between them"
+    return "hold out fewer, or give more data"
+
+
+def _split(
+    rows: list[dict[str, Any]], size: float, seed: int, path: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Hold out a fraction or a number of rows, chosen by the seed; both parts keep the order of the file."""
     count = max(1, round(size * len(rows))) if size < 1 else int(size)
     if count >= len(rows):
         message = f"data.test_split_size={size:g} holds out {count} of {len(rows)} rows and leaves none to train on"
-        raise FinetuneError("data.nothing-left", message, "hold out fewer, or give more data")
+        raise FinetuneError("data.nothing-left", message, _split_hint(path, len(rows)))
     chosen = set(random.Random(seed).sample(range(len(rows)), count))
     held_out = [row for index, row in enumerate(rows) if index in chosen]
     return [row for index, row in enumerate(rows) if index not in chosen], held_out

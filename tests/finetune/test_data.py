@@ -280,7 +280,15 @@ def test_a_loss_that_the_rows_do_not_support_is_refused(
 
 
 def test_a_split_that_leaves_no_training_row_is_refused(texts: Path) -> None:
-    assert refusal(texts, test_split_size=24).code == "data.nothing-left"
+    error = refusal(texts, test_split_size=24)
+    assert (error.code, error.hint) == ("data.nothing-left", "hold out fewer, or give more data")
+
+
+def test_a_text_file_without_empty_lines_is_one_row_and_the_refusal_to_split_it_says_so(tmp_path: Path) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("one\ntwo\nthree\n", encoding="utf-8")
+    error = refusal(lines, test_split_size=0.5)
+    assert error.hint == "a .txt file has a row for each paragraph: put empty lines between them"
 
 
 def test_splits_of_a_local_file_are_refused(texts: Path) -> None:
