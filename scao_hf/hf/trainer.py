@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Mapping
@@ -38,8 +39,8 @@ class SCAOTrainerMixin(_Base):
 
         scao_kwargs,  args.optim_args,  the other fields of args (learning_rate, weight_decay, adam_epsilon, betas)
 
-    with a warning where they differ. The outcome is written back to `args` (`optim`, `optim_args`, `learning_rate`,
-    `weight_decay`), so that a model card and `training_args.bin` say what was trained with. An optimizer passed as
+    with a warning where they differ. The outcome is written to the trainer's own copy of `args` (`optim`, `optim_args`,
+    `learning_rate`, `weight_decay`), so that a model card and `training_args.bin` say what was trained with. An optimizer passed as
     `optimizers` or `optimizer_cls_and_kwargs` is used as it is.
 
     Args:
@@ -57,6 +58,7 @@ class SCAOTrainerMixin(_Base):
         super().__init__(*args, **kwargs)
         self._scao_options: dict[str, Any] | None = None
         if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
+            self.args = copy.copy(self.args)  # the caller may build another trainer with the same arguments
             self._scao_options = _settle(self.args, scao_kwargs or {})
             refuse_sharding(optimizer_name(self.args), self.args, self.model)
         elif scao_kwargs:

@@ -34,6 +34,22 @@ def test_the_options_reach_the_optimizer_and_the_arguments(tmp_path: Path) -> No
     assert (trainer.args.optim, trainer.args.optim_args) == ("scao", "rho=0.9,betas=0.8|0.7,k_max=16")
 
 
+def test_the_caller_s_arguments_stay_as_they_were_for_the_next_trainer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = tiny.arguments(tmp_path, "adamw_torch", optim_args=None)
+    before = args.to_dict()
+    first, second = (
+        SCAOTrainer(tiny.llama(), args, train_dataset=tiny.sequences(), scao_kwargs=options)
+        for options in ({"rho": 0.5, "lr": 1e-2}, {"k_max": 8})
+    )
+    assert args.to_dict() == before
+    assert (first.args.optim_args, second.args.optim_args) == ("rho=0.5", "k_max=8")
+    assert group_of(second)["rho"] == 0.95
+    assert group_of(second)["lr"] == args.learning_rate
+    assert "rho" not in caplog.text
+
+
 def test_a_stock_trainer_with_the_arguments_left_behind_trains_the_same(tmp_path: Path) -> None:
     scao_kwargs = {"warmup_steps": 2, "precond_freq": 3, "beta1": 0.9, "lr": 1e-2, "weight_decay": 0.05}
     first = scao_trainer(tmp_path, scao_kwargs)
