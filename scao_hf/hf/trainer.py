@@ -40,8 +40,8 @@ class SCAOTrainerMixin(_Base):
         scao_kwargs,  args.optim_args,  the other fields of args (learning_rate, weight_decay, adam_epsilon, betas)
 
     with a warning where they differ. The outcome is written to the trainer's own copy of `args` (`optim`, `optim_args`,
-    `learning_rate`, `weight_decay`), so that a model card and `training_args.bin` say what was trained with. An optimizer passed as
-    `optimizers` or `optimizer_cls_and_kwargs` is used as it is.
+    `learning_rate`, `weight_decay`), so that a model card and `training_args.bin` say what was trained with.
+    An optimizer passed as `optimizers` or `optimizer_cls_and_kwargs` is used as it is.
 
     Args:
         scao_kwargs: keyword arguments of the optimizer's constructor.
