@@ -22,7 +22,7 @@ def translated(error: BaseException, output_dir: Path) -> FinetuneError | None:
             known = recognise(cause, output_dir)
             if known is not None:
                 return known
-    return None
+    return _missing_package(error)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -62,6 +62,15 @@ def _setup(error: BaseException, _output_dir: Path) -> FinetuneError | None:
     if "no assistant tokens" in text:
         message = "all labels of a row are masked: the chat template marks nothing that the assistant says"
         return FinetuneError("data.all-masked", message, "data.loss_on=completion, or another chat template")
-    if isinstance(error, ImportError):
-        return FinetuneError("extra.missing", text.strip().splitlines()[0], "install what is named")
+    return None
+
+
+def _missing_package(error: BaseException | None) -> FinetuneError | None:
+    # Only what was raised, and what it was raised from: libraries try optional imports all the time, and a bug met
+    # while they handle one has nothing to do with it.
+    while error is not None:
+        text = str(error).strip()
+        if isinstance(error, ImportError) and not text.startswith("cannot import name"):
+            return FinetuneError("extra.missing", text.partition("\n")[0], "install what is named")
+        error = error.__cause__
     return None
