@@ -82,7 +82,7 @@ class SCAO(KroneckerOptimizer):
 
     Args:
         params: parameters or groups; `kind` and `sides` may be set per group.
-        lr: learning rate; a tuned AdamW's is a good start.
+        lr: learning rate; AdamW's is where to start from, though how well it carries over is not measured yet.
         betas: (β₁, β₂).
         eps: ε outside the root.
         weight_decay: λ, decoupled.
@@ -153,7 +153,7 @@ class SCAO(KroneckerOptimizer):
 
     @staticmethod
     def recommended(num_params: int) -> dict[str, Any]:
-        """Settings to start from, by model size.
+        """Settings to start from, by model size; measured below 10 million parameters only, longer warm-ups above.
 
         Args:
             num_params: parameters of the model.
@@ -267,7 +267,7 @@ class SCAO(KroneckerOptimizer):
 
 
 _PRESETS = ((10_000_000, 10, 10), (300_000_000, 50, 10), (7_000_000_000, 100, 20), (float("inf"), 200, 20))
-"""Parameters below which warmup_steps and precond_freq apply."""
+"""Parameters below which warmup_steps and precond_freq apply; above the first row they are untested."""
 
 
 def _chosen_sides(matrix: tuple[int, int], shape: tuple[int, ...], group: Group) -> str:
