@@ -1,0 +1,1 @@
+"""The suite behind every measured claim: `python -m benchmarks --help`."""

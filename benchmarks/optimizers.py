@@ -1,0 +1,266 @@
+"""One table of optimizers: how each is built, in its fastest form, and where its search starts.
+
+Every one is given the same parameter groups. A setting is
+
+    lr                  of matrices and LoRA factors
+    auxiliary           factor on it for embeddings, heads and vectors
+    betas               (β₁, β₂)
+    weight_decay        decoupled, of everything but vectors
+
+and whatever else an optimizer's search turns. Starts are what the literature and earlier measurements suggest; a start
+only saves trials, since the learning rates must bracket the optimum in any case.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import scao_hf
+from benchmarks.muon import Muon
+from scao_hf import SCAO, SOAP, PublishedSCAO, parameter_groups
+from scao_hf.finetune.comparison.runs import Setting
+from scao_hf.finetune.comparison.tuning import Space
+
+Build = Callable[[nn.Module, Setting], torch.optim.Optimizer]
+AUXILIARY_KINDS = ("embedding", "head", "vector")
+COMMON = ("lr", "auxiliary", "betas", "weight_decay")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An optimizer of the suite.
+
+    Args:
+        title: as figures and tables call it.
+        build: from a model and a setting.
+        start: where its search starts, for training from scratch.
+        alternatives: what else the search tries, coordinate by coordinate; the same number of values for all.
+        lora_start: where it starts on LoRA; None is not run there.
+        package: what has to be installed beside the suite, as importlib knows it.
+        owns_schedule: the method replaces the learning-rate schedule (schedule-free); such runs are not compared with
+            the others.
+    """
+
+    title: str
+    build: Build
+    start: Setting
+    alternatives: Mapping[str, Sequence[Any]]
+    lora_start: Setting | None = None
+    package: str | None = None
+    owns_schedule: bool = False
+    source: str = field(default="benchmarks")
+    """What its runs depend on: "scao_hf", "benchmarks" (with torch) or a distribution's name."""
+
+    @property
+    def is_available(self) -> bool:
+        return self.package is None or importlib.util.find_spec(self.package) is not None
+
+    def space(self, lora: bool = False) -> Space:
+        start = self.lora_start if lora else self.start
+        if start is None:
+            raise ValueError(f"{self.title} has no setting for LoRA to start from")
+        alternatives = {name: values for name, values in self.alternatives.items() if name in start}
+        return Space({name: _json(value) for name, value in start.items()}, _json(alternatives))
+
+    def version(self) -> str:
+        """What a cached run of it depends on beside its configuration."""
+        if self.source == "scao_hf":
+            return source_digest(Path(scao_hf.__file__).parent, ("numerics", "optim"))
+        if self.source == "benchmarks":
+            return f"torch {torch.__version__.partition('+')[0]}"
+        return f"{self.source} {importlib.metadata.version(self.source)}"
+
+
+def source_digest(package: Path, folders: Sequence[str]) -> str:
+    """16 hexadecimal digits of the code in some folders; comments, docstrings and formatting do not count."""
+    state = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in (package / folder).rglob("*.py")):
+        state.update(path.relative_to(package).as_posix().encode())
+        state.update(ast.dump(_without_docstrings(ast.parse(path.read_text(encoding="utf-8")))).encode())
+    return state.hexdigest()[:16]
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [part for part in node.body if not _is_text(part)] or [ast.Pass()]
+    return tree
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _json(value: Any) -> Any:
+    """With tuples as lists, as a setting comes back from a file."""
+    if isinstance(value, Mapping):
+        return {name: _json(part) for name, part in value.items()}
+    return [_json(part) for part in value] if isinstance(value, (tuple, list)) else value
+
+
+def groups_of(model: nn.Module, setting: Setting, names: bool = True) -> list[dict[str, Any]]:
+    """The parameter groups that every optimizer is given, with their learning rates."""
+    scale = dict.fromkeys(AUXILIARY_KINDS, float(setting["auxiliary"]))
+    return parameter_groups(model, setting["weight_decay"], lr=setting["lr"], lr_scale=scale, names=names)
+
+
+def keywords(setting: Setting) -> dict[str, Any]:
+    """The arguments beside the groups: betas and what is the optimizer's own."""
+    own = {name: value for name, value in setting.items() if name not in COMMON}
+    return {"lr": setting["lr"], "weight_decay": setting["weight_decay"], "betas": tuple(setting["betas"]), **own}
+
+
+def _with_groups(cls: Callable[..., torch.optim.Optimizer], **fixed: Any) -> Build:
+    return lambda model, setting: cls(groups_of(model, setting), **keywords(setting), **fixed)
+
+
+def _imported(module: str, name: str, **fixed: Any) -> Build:
+    def build(model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
+        cls = getattr(importlib.import_module(module), name)
+        return cls(groups_of(model, setting, names=False), **keywords(setting), **fixed)
+
+    return build
+
+
+def _lora_plus(model: Any, setting: Setting) -> torch.optim.Optimizer:
+    from peft.optimizers import create_loraplus_optimizer
+
+    own = keywords(setting)
+    ratio = own.pop("ratio")
+    return create_loraplus_optimizer(model, torch.optim.AdamW, loraplus_lr_ratio=ratio, fused=True, **own)
+
+
+def _lora_fa(model: Any, setting: Setting) -> torch.optim.Optimizer:
+    from peft.optimizers import create_lorafa_optimizer
+
+    config = model.peft_config["default"]
+    return create_lorafa_optimizer(model, config.r, config.lora_alpha, setting["lr"], setting["weight_decay"])
+
+
+def _setting(lr: float, auxiliary: float, betas: tuple[float, float], weight_decay: float = 0.1, **own: Any) -> Setting:
+    return {"lr": lr, "auxiliary": auxiliary, "betas": betas, "weight_decay": weight_decay, **own}
+
+
+def _lora_setting(lr: float, betas: tuple[float, float] = (0.9, 0.99), **own: Any) -> Setting:
+    return _setting(lr, 1.0, betas, 0.0, **own)
+
+
+def _others(auxiliary: float, betas: Sequence[tuple[float, float]], **own: Sequence[Any]) -> dict[str, Any]:
+    """Alternatives, in the order in which they are tried."""
+    return {"auxiliary": (auxiliary,), "betas": tuple(betas), "weight_decay": (0.01,), **own}
+
+
+FAST, EVEN, SLOW = (0.9, 0.95), (0.95, 0.95), (0.9, 0.99)
+
+ADAPTERS: dict[str, Adapter] = {
+    "adamw": Adapter(
+        "AdamW",
+        _with_groups(torch.optim.AdamW, fused=True),
+        _setting(4e-3, 1.0, FAST),
+        _others(0.5, (EVEN, SLOW)),
+        _lora_setting(1e-2),
+    ),
+    "scao": Adapter(
+        "SCAO",
+        _with_groups(SCAO),
+        _setting(8e-3, 0.5, EVEN),
+        _others(1.0, (FAST, SLOW)),
+        _lora_setting(1e-2),
+        source="scao_hf",
+    ),
+    "scao_published": Adapter(
+        "SCAO as published",
+        _with_groups(PublishedSCAO, warmup_steps=100, precond_freq=10, k_max=64),
+        _setting(4e-3, 1.0, FAST),
+        _others(0.5, (EVEN, SLOW)),
+        _lora_setting(1e-2),
+        source="scao_hf",
+    ),
+    "soap": Adapter(
+        "SOAP",
+        _with_groups(SOAP),
+        _setting(8e-3, 0.5, EVEN),
+        _others(1.0, (FAST, SLOW)),
+        _lora_setting(1e-2),
+        source="scao_hf",
+    ),
+    "muon": Adapter(
+        "Muon",
+        _with_groups(Muon),
+        _setting(2e-2, 0.2, EVEN),
+        _others(0.4, (FAST, SLOW)),
+        _lora_setting(1e-2),
+    ),
+    "normuon": Adapter(
+        "NorMuon-like",
+        _with_groups(Muon, normalise_rows=True),
+        _setting(2e-2, 0.2, EVEN),
+        _others(0.4, (FAST, SLOW)),
+        _lora_setting(1e-2),
+    ),
+    "loraplus": Adapter(
+        "LoRA+",
+        _lora_plus,
+        {},
+        {"ratio": (16.0,), "betas": (FAST, EVEN), "weight_decay": (0.01,)},
+        _lora_setting(5e-3, ratio=4.0),
+        package="peft",
+        source="peft",
+    ),
+    "lorafa": Adapter(
+        "LoRA-FA",
+        _lora_fa,
+        {},
+        {"weight_decay": (0.01,)},
+        {"lr": 1e-2, "weight_decay": 0.0},
+        package="peft",
+        source="peft",
+    ),
+    "soap_pytorch_optimizer": Adapter(
+        "SOAP (pytorch-optimizer)",
+        _imported("pytorch_optimizer", "SOAP"),
+        _setting(8e-3, 0.5, EVEN),
+        _others(1.0, (FAST, SLOW)),
+        _lora_setting(1e-2),
+        "pytorch_optimizer",
+        source="pytorch_optimizer",
+    ),
+    "scao_pypi": Adapter(
+        "SCAO (PyPI)",
+        _imported("scao", "SCAO", warmup_steps=25, precond_freq=10, k_max=64),
+        _setting(4e-3, 1.0, FAST),
+        _others(0.5, (EVEN, SLOW)),
+        _lora_setting(1e-2),
+        "scao",
+        source="scao",
+    ),
+    "schedulefree": Adapter(
+        "Schedule-Free AdamW",
+        _imported("schedulefree", "AdamWScheduleFree"),
+        _setting(4e-3, 1.0, FAST),
+        _others(0.5, (EVEN, SLOW)),
+        _lora_setting(1e-2),
+        "schedulefree",
+        owns_schedule=True,
+        source="schedulefree",
+    ),
+    "adamw8bit": Adapter(
+        "AdamW 8-bit",
+        _imported("bitsandbytes.optim", "AdamW8bit"),
+        _setting(4e-3, 1.0, FAST),
+        _others(0.5, (EVEN, SLOW)),
+        _lora_setting(1e-2),
+        "bitsandbytes",
+        source="bitsandbytes",
+    ),
+}

@@ -1,0 +1,138 @@
+"""From a configuration to a run, for every task; and the studies made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import lm
+from benchmarks.environment import environment
+from benchmarks.optimizers import ADAPTERS
+from benchmarks.training import Schedule, train
+from scao_hf.finetune.comparison.protocol import Comparison
+from scao_hf.finetune.comparison.runs import Run, Setting
+from scao_hf.finetune.comparison.store import RunStore
+from scao_hf.finetune.comparison.study import Config, Plan, Tell, run_study
+
+TASKS: dict[str, tuple[Callable[..., Any], int]] = {"lm": (lm.LanguageModelling, lm.VERSION)}
+"""By name, the task and the count of its versions."""
+
+TUNING_SEED = 1
+SEEDS = (42, 43, 44)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where runs are made, which is no part of what they are.
+
+    Args:
+        folder: local texts; None takes the hub's.
+        device: "cpu" or "cuda".
+        threads: of torch, per run.
+    """
+
+    folder: Path | None
+    device: str = "cpu"
+    threads: int = 1
+
+
+def configuration(
+    machine: Machine, task: str, options: Mapping[str, Any], optimizer: str, setting: Setting, seed: int, **more: Any
+) -> Config:
+    """All that determines a run, as JSON values.
+
+    Args:
+        machine: only whether its texts are local, and its device, count.
+        task: a key of `TASKS`.
+        options: arguments of the task.
+        optimizer: a key of `ADAPTERS`.
+        setting: of the optimizer.
+        seed: of initialisation and data order.
+        more: for ablations: `clip`, another bound on the gradient's norm.
+    """
+    return {
+        "task": {"name": task, "version": TASKS[task][1], **options},
+        "data": "hub" if machine.folder is None else "local",
+        "device": machine.device,
+        "optimizer": optimizer,
+        "version": ADAPTERS[optimizer].version(),
+        "setting": setting,
+        "seed": seed,
+        **more,
+    }
+
+
+def make_run(machine: Machine, config: Config) -> Run:
+    """Train as a configuration says."""
+    torch.set_num_threads(machine.threads)
+    device = torch.device(machine.device)
+    adapter, setting, seed = ADAPTERS[config["optimizer"]], config["setting"], config["seed"]
+    task = make_task(machine, config["task"])
+    if adapter.owns_schedule:
+        task = replace(task, schedule=replace(task.schedule, end=1.0))  # its own warm-up is ours; no decay after it
+    outcome = train(task, lambda model: adapter.build(model, setting), seed, device, config.get("clip"))
+    return Run(
+        arm=config["optimizer"],
+        setting=setting,
+        seed=seed,
+        conditions={**outcome.conditions, "data": config["data"], "device": config["device"]},
+        loss=outcome.loss,
+        curve=tuple(outcome.curve),
+        step_seconds=outcome.step_seconds,
+        measures={**outcome.measures, "environment": environment(device)},
+    )
+
+
+def make_task(machine: Machine, description: Mapping[str, Any]) -> Any:
+    options = {name: value for name, value in description.items() if name not in ("name", "version")}
+    if "schedule" in options:
+        options["schedule"] = Schedule(**options["schedule"])
+    return TASKS[description["name"]][0](folder=machine.folder, **options)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A task on which optimizers are compared.
+
+    Args:
+        task: a key of `TASKS`.
+        options: arguments of the task.
+        optimizers: keys of `ADAPTERS`.
+        trials: tuning runs of each.
+        seeds: of the final runs.
+    """
+
+    task: str
+    options: Mapping[str, Any]
+    optimizers: Sequence[str]
+    trials: int
+    seeds: Sequence[int] = SEEDS
+
+    def plan(self) -> Plan:
+        lora = self.task == "lora"
+        return Plan(
+            {name: ADAPTERS[name].space(lora) for name in self.optimizers}, self.trials, TUNING_SEED, self.seeds
+        )
+
+    def run(self, machine: Machine, store: RunStore, workers: int, tell: Tell) -> Comparison:
+        configure = partial(configuration, machine, self.task, self.options)
+        return run_study(self.plan(), configure, partial(make_run, machine), store, workers, tell)
+
+
+MATRIX_OPTIMIZERS = ("adamw", "scao", "muon", "soap")
+
+STUDIES: dict[str, Study] = {
+    "lm-1m": Study("lm", {"size": "1m", "steps": 500}, (*MATRIX_OPTIMIZERS, "normuon", "scao_published"), trials=8),
+    "lm-5m": Study("lm", {"size": "5m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=6),
+    "lm-10m": Study("lm", {"size": "10m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=6),
+}
+
+
+def available(optimizers: Iterable[str]) -> list[str]:
+    """Those whose packages are installed."""
+    return [name for name in optimizers if ADAPTERS[name].is_available]

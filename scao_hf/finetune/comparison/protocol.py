@@ -1,0 +1,140 @@
+"""The rules of a comparison, and the refusal of one that breaks them.
+
+Nothing here trusts a configuration: conditions are digests that every run took of what it was given (its initial
+weights, its batches in order, its evaluation set), and a comparison is made of runs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from scao_hf.finetune.comparison.runs import Run, Setting, canonical
+from scao_hf.finetune.comparison.tuning import Trial, best, is_bracketed
+
+LEAST_SEEDS = 3
+"""Seeds that a claim needs."""
+
+
+class ProtocolError(Exception):
+    """A comparison that would not be fair, with what makes it so."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One competitor: the runs its setting was chosen by, and the runs at that setting."""
+
+    name: str
+    trials: tuple[Run, ...]
+    finals: tuple[Run, ...]
+
+    @property
+    def chosen(self) -> Setting:
+        return best(as_trials(self.trials)).setting
+
+    @property
+    def losses(self) -> list[float]:
+        """Final losses, by ascending seed."""
+        return [run.loss for run in sorted(self.finals, key=lambda run: run.seed)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Competitors that had the same chance; made by `compare` alone."""
+
+    entries: Mapping[str, Entry]
+    seeds: tuple[int, ...]
+
+    @property
+    def supports_claims(self) -> bool:
+        return len(self.seeds) >= LEAST_SEEDS
+
+
+def compare(runs: Iterable[tuple[str, Sequence[Run], Sequence[Run]]]) -> Comparison:
+    """Put competitors side by side, or refuse.
+
+    Args:
+        runs: (name, trials, finals) for each; trials may be empty for all of them: settings nobody tuned.
+
+    Raises:
+        ProtocolError: unequal numbers of trials; an optimum on the edge of its learning rates; finals at another
+            setting than the best trial's; seeds that differ or that the tuning has seen; conditions that differ.
+    """
+    entries = [Entry(name, tuple(trials), tuple(finals)) for name, trials, finals in runs]
+    if len(entries) != len({entry.name for entry in entries}):
+        raise ProtocolError("two competitors have the same name")
+    for entry in entries:
+        _require_own_runs(entry)
+    _require_equal_trials(entries)
+    for entry in entries:
+        if entry.trials:
+            _require_tuned(entry)
+        _require_one_setting(entry)
+    _require_same_seeds(entries)
+    _require_same_conditions([run for entry in entries for run in entry.trials], "tuning")
+    _require_same_conditions([run for entry in entries for run in entry.finals], "final")
+    return Comparison({entry.name: entry for entry in entries}, tuple(sorted({r.seed for r in entries[0].finals})))
+
+
+def as_trials(runs: Iterable[Run]) -> list[Trial]:
+    return [Trial(run.setting, run.loss) for run in runs]
+
+
+def _require_own_runs(entry: Entry) -> None:
+    if not entry.finals:
+        raise ProtocolError(f"{entry.name} has no final runs")
+    for run in (*entry.trials, *entry.finals):
+        if run.arm != entry.name:
+            raise ProtocolError(f"{entry.name} is given a run of {run.arm}")
+
+
+def _require_equal_trials(entries: Sequence[Entry]) -> None:
+    counts = {entry.name: len({(canonical(run.setting), run.seed) for run in entry.trials}) for entry in entries}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ProtocolError(f"unequal numbers of tuning trials: {told}; give every optimizer the same")
+    for entry in entries:
+        if len(entry.trials) != counts[entry.name]:
+            raise ProtocolError(f"{entry.name} has a tuning trial twice")
+
+
+def _require_tuned(entry: Entry) -> None:
+    if len({run.seed for run in entry.trials}) > 1:
+        raise ProtocolError(f"{entry.name} was tuned on several seeds, which makes its trials unequal chances")
+    if not is_bracketed(as_trials(entry.trials)):
+        raise ProtocolError(
+            f"the best learning rate of {entry.name}, {entry.chosen['lr']:g}, is the smallest or the largest tried; "
+            "give all optimizers more trials"
+        )
+    if any(run.setting != entry.chosen for run in entry.finals):
+        raise ProtocolError(f"{entry.name} has final runs at another setting than its best trial's")
+    if seen := {run.seed for run in entry.trials} & {run.seed for run in entry.finals}:
+        raise ProtocolError(f"{entry.name} was tuned on seed {min(seen)}, which its final runs use")
+
+
+def _require_one_setting(entry: Entry) -> None:
+    if any(run.setting != entry.finals[0].setting for run in entry.finals):
+        raise ProtocolError(f"the final runs of {entry.name} have different settings")
+
+
+def _require_same_seeds(entries: Sequence[Entry]) -> None:
+    first = sorted(run.seed for run in entries[0].finals)
+    if len(first) != len(set(first)):
+        raise ProtocolError(f"{entries[0].name} has a seed twice: {first}")
+    for entry in entries[1:]:
+        seeds = sorted(run.seed for run in entry.finals)
+        if seeds != first:
+            raise ProtocolError(f"different seeds: {entries[0].name} {first}, {entry.name} {seeds}")
+
+
+def _require_same_conditions(runs: Sequence[Run], what: str) -> None:
+    by_seed: dict[int, Run] = {}
+    for run in runs:
+        first = by_seed.setdefault(run.seed, run)
+        for key in sorted(first.conditions.keys() | run.conditions.keys()):
+            ours, theirs = first.conditions.get(key), run.conditions.get(key)
+            if ours != theirs:
+                raise ProtocolError(
+                    f"different {key.replace('_', ' ')} in the {what} runs of seed {run.seed}: "
+                    f"{first.arm} {ours}, {run.arm} {theirs}"
+                )
