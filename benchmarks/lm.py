@@ -36,7 +36,8 @@ class LanguageModelling:
 
     @property
     def shape(self) -> Shape:
-        return SHAPES[self.size]
+        shape = SHAPES[self.size]
+        return shape._replace(context=max(shape.context, self.length))
 
     @cached_property
     def text(self) -> texts.Text:

@@ -3,7 +3,7 @@
 Every one is given the same parameter groups. A setting is
 
     lr                  of matrices and LoRA factors
-    auxiliary           factor on it for embeddings, heads and vectors
+    auxiliary           factor on it for embeddings, heads and vectors; LoRA has none of them
     betas               (β₁, β₂)
     weight_decay        decoupled, of everything but vectors
 
@@ -32,6 +32,8 @@ from scao_hf.finetune.comparison.runs import Setting
 from scao_hf.finetune.comparison.tuning import Space
 
 Build = Callable[[nn.Module, Setting], torch.optim.Optimizer]
+FAST, EVEN, SLOW = (0.9, 0.95), (0.95, 0.95), (0.9, 0.99)
+"""Betas that are tried."""
 AUXILIARY_KINDS = ("embedding", "head", "vector")
 COMMON = ("lr", "auxiliary", "betas", "weight_decay")
 
@@ -110,7 +112,7 @@ def _json(value: Any) -> Any:
 
 def groups_of(model: nn.Module, setting: Setting, names: bool = True) -> list[dict[str, Any]]:
     """The parameter groups that every optimizer is given, with their learning rates."""
-    scale = dict.fromkeys(AUXILIARY_KINDS, float(setting["auxiliary"]))
+    scale = dict.fromkeys(AUXILIARY_KINDS, float(setting.get("auxiliary", 1.0)))
     return parameter_groups(model, setting["weight_decay"], lr=setting["lr"], lr_scale=scale, names=names)
 
 
@@ -152,29 +154,27 @@ def _setting(lr: float, auxiliary: float, betas: tuple[float, float], weight_dec
 
 
 def _lora_setting(lr: float, betas: tuple[float, float] = (0.9, 0.99), **own: Any) -> Setting:
-    return _setting(lr, 1.0, betas, 0.0, **own)
+    return {"lr": lr, "betas": betas, "weight_decay": 0.0, **own}
 
 
-def _others(auxiliary: float, betas: Sequence[tuple[float, float]], **own: Sequence[Any]) -> dict[str, Any]:
-    """Alternatives, in the order in which they are tried."""
-    return {"auxiliary": (auxiliary,), "betas": tuple(betas), "weight_decay": (0.01,), **own}
+def _others(auxiliary: float) -> dict[str, Any]:
+    """Alternatives to a start, in the order in which they are tried; the start's own values are not tried again."""
+    return {"auxiliary": (auxiliary,), "betas": (FAST, EVEN, SLOW), "weight_decay": (0.01,)}
 
-
-FAST, EVEN, SLOW = (0.9, 0.95), (0.95, 0.95), (0.9, 0.99)
 
 ADAPTERS: dict[str, Adapter] = {
     "adamw": Adapter(
         "AdamW",
         _with_groups(torch.optim.AdamW, fused=True),
         _setting(4e-3, 1.0, FAST),
-        _others(0.5, (EVEN, SLOW)),
+        _others(0.5),
         _lora_setting(1e-2),
     ),
     "scao": Adapter(
         "SCAO",
         _with_groups(SCAO),
         _setting(8e-3, 0.5, EVEN),
-        _others(1.0, (FAST, SLOW)),
+        _others(1.0),
         _lora_setting(1e-2),
         source="scao_hf",
     ),
@@ -182,7 +182,7 @@ ADAPTERS: dict[str, Adapter] = {
         "SCAO as published",
         _with_groups(PublishedSCAO, warmup_steps=100, precond_freq=10, k_max=64),
         _setting(4e-3, 1.0, FAST),
-        _others(0.5, (EVEN, SLOW)),
+        _others(0.5),
         _lora_setting(1e-2),
         source="scao_hf",
     ),
@@ -190,7 +190,7 @@ ADAPTERS: dict[str, Adapter] = {
         "SOAP",
         _with_groups(SOAP),
         _setting(8e-3, 0.5, EVEN),
-        _others(1.0, (FAST, SLOW)),
+        _others(1.0),
         _lora_setting(1e-2),
         source="scao_hf",
     ),
@@ -198,21 +198,21 @@ ADAPTERS: dict[str, Adapter] = {
         "Muon",
         _with_groups(Muon),
         _setting(2e-2, 0.2, EVEN),
-        _others(0.4, (FAST, SLOW)),
+        _others(0.4),
         _lora_setting(1e-2),
     ),
     "normuon": Adapter(
         "NorMuon-like",
         _with_groups(Muon, normalise_rows=True),
         _setting(2e-2, 0.2, EVEN),
-        _others(0.4, (FAST, SLOW)),
+        _others(0.4),
         _lora_setting(1e-2),
     ),
     "loraplus": Adapter(
         "LoRA+",
         _lora_plus,
         {},
-        {"ratio": (16.0,), "betas": (FAST, EVEN), "weight_decay": (0.01,)},
+        {"ratio": (16.0,), "betas": (FAST, EVEN, SLOW), "weight_decay": (0.01,)},
         _lora_setting(5e-3, ratio=4.0),
         package="peft",
         source="peft",
@@ -230,7 +230,7 @@ ADAPTERS: dict[str, Adapter] = {
         "SOAP (pytorch-optimizer)",
         _imported("pytorch_optimizer", "SOAP"),
         _setting(8e-3, 0.5, EVEN),
-        _others(1.0, (FAST, SLOW)),
+        _others(1.0),
         _lora_setting(1e-2),
         "pytorch_optimizer",
         source="pytorch_optimizer",
@@ -239,7 +239,7 @@ ADAPTERS: dict[str, Adapter] = {
         "SCAO (PyPI)",
         _imported("scao", "SCAO", warmup_steps=25, precond_freq=10, k_max=64),
         _setting(4e-3, 1.0, FAST),
-        _others(0.5, (EVEN, SLOW)),
+        _others(0.5),
         _lora_setting(1e-2),
         "scao",
         source="scao",
@@ -248,7 +248,7 @@ ADAPTERS: dict[str, Adapter] = {
         "Schedule-Free AdamW",
         _imported("schedulefree", "AdamWScheduleFree"),
         _setting(4e-3, 1.0, FAST),
-        _others(0.5, (EVEN, SLOW)),
+        _others(0.5),
         _lora_setting(1e-2),
         "schedulefree",
         owns_schedule=True,
@@ -258,7 +258,7 @@ ADAPTERS: dict[str, Adapter] = {
         "AdamW 8-bit",
         _imported("bitsandbytes.optim", "AdamW8bit"),
         _setting(4e-3, 1.0, FAST),
-        _others(0.5, (EVEN, SLOW)),
+        _others(0.5),
         _lora_setting(1e-2),
         "bitsandbytes",
         source="bitsandbytes",

@@ -10,17 +10,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import lm
+from benchmarks import adaptation, lm
 from benchmarks.environment import environment
 from benchmarks.optimizers import ADAPTERS
-from benchmarks.training import Schedule, train
+from benchmarks.training import Outcome, Schedule, train
 from scao_hf.finetune.comparison.protocol import Comparison
 from scao_hf.finetune.comparison.runs import Run, Setting
 from scao_hf.finetune.comparison.store import RunStore
 from scao_hf.finetune.comparison.study import Config, Plan, Tell, run_study
-
-TASKS: dict[str, tuple[Callable[..., Any], int]] = {"lm": (lm.LanguageModelling, lm.VERSION)}
-"""By name, the task and the count of its versions."""
 
 TUNING_SEED = 1
 SEEDS = (42, 43, 44)
@@ -39,6 +36,38 @@ class Machine:
     folder: Path | None
     device: str = "cpu"
     threads: int = 1
+    cache: Path = Path("runs/benchmarks/cache")
+    """Where what the suite pretrains for itself is kept."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of task.
+
+    Args:
+        make: from machine and options to the task.
+        version: counts changes that make earlier runs incomparable.
+        run: trains it; `benchmarks.training.train` unless the task is trained by something else.
+    """
+
+    make: Callable[..., Any]
+    version: int
+    run: Callable[..., Outcome] = train
+
+
+def _language_modelling(machine: Machine, **options: Any) -> lm.LanguageModelling:
+    return lm.LanguageModelling(folder=machine.folder, **options)
+
+
+def _adaptation(machine: Machine, **options: Any) -> adaptation.Adaptation:
+    return adaptation.Adaptation(folder=machine.folder, cache=machine.cache, **options)
+
+
+TASKS = {
+    "lm": Kind(_language_modelling, lm.VERSION),
+    "lora": Kind(_adaptation, adaptation.VERSION),
+    "full": Kind(partial(_adaptation, rank=None), adaptation.VERSION),
+}
 
 
 def configuration(
@@ -56,7 +85,7 @@ def configuration(
         more: for ablations: `clip`, another bound on the gradient's norm.
     """
     return {
-        "task": {"name": task, "version": TASKS[task][1], **options},
+        "task": {"name": task, "version": TASKS[task].version, **options},
         "data": "hub" if machine.folder is None else "local",
         "device": machine.device,
         "optimizer": optimizer,
@@ -75,7 +104,9 @@ def make_run(machine: Machine, config: Config) -> Run:
     task = make_task(machine, config["task"])
     if adapter.owns_schedule:
         task = replace(task, schedule=replace(task.schedule, end=1.0))  # its own warm-up is ours; no decay after it
-    outcome = train(task, lambda model: adapter.build(model, setting), seed, device, config.get("clip"))
+    outcome = TASKS[config["task"]["name"]].run(
+        task, lambda model: adapter.build(model, setting), seed, device, config.get("clip")
+    )
     return Run(
         arm=config["optimizer"],
         setting=setting,
@@ -92,7 +123,7 @@ def make_task(machine: Machine, description: Mapping[str, Any]) -> Any:
     options = {name: value for name, value in description.items() if name not in ("name", "version")}
     if "schedule" in options:
         options["schedule"] = Schedule(**options["schedule"])
-    return TASKS[description["name"]][0](folder=machine.folder, **options)
+    return TASKS[description["name"]].make(machine, **options)
 
 
 @dataclass(frozen=True)
@@ -120,15 +151,25 @@ class Study:
         )
 
     def run(self, machine: Machine, store: RunStore, workers: int, tell: Tell) -> Comparison:
+        task = make_task(machine, {"name": self.task, **self.options})
+        if hasattr(task, "prepare"):
+            task.prepare()  # once, rather than by every worker
         configure = partial(configuration, machine, self.task, self.options)
         return run_study(self.plan(), configure, partial(make_run, machine), store, workers, tell)
 
 
 MATRIX_OPTIMIZERS = ("adamw", "scao", "muon", "soap")
+LORA_OPTIMIZERS = ("adamw", "scao", "loraplus", "muon")
 
 STUDIES: dict[str, Study] = {
     "lm-1m": Study("lm", {"size": "1m", "steps": 500}, (*MATRIX_OPTIMIZERS, "normuon", "scao_published"), trials=8),
     "lm-5m": Study("lm", {"size": "5m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=6),
+    **{
+        f"lora-{text}-r{rank}": Study("lora", {"text": text, "rank": rank}, LORA_OPTIMIZERS, trials=6)
+        for text in ("shakespeare", "gsm8k")
+        for rank in (8, 16, 64)
+    },
+    **{f"full-{text}": Study("full", {"text": text}, MATRIX_OPTIMIZERS, trials=6) for text in ("shakespeare", "gsm8k")},
     "lm-10m": Study("lm", {"size": "10m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=6),
 }
 

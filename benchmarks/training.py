@@ -88,7 +88,7 @@ def train(task: Task, build: Build, seed: int, device: torch.device, clip: float
             the task's own is refused; for ablations.
     """
     model = task.model(seed).to(device)
-    initialisation = digest_of(parameter.detach() for parameter in model.parameters() if parameter.requires_grad)
+    initialisation = digest_of(model.parameters())
     evaluation = [to(batch, device) for batch in task.evaluation()]
     curve_part = evaluation[: task.curve_batches]
     before = memory.reserved_bytes(device)
