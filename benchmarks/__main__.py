@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -41,7 +42,30 @@ def study(
         def tell(line: str, name: str = name) -> None:
             print(f"[{time.monotonic() - started:7.0f} s] {name}  {line}", file=sys.stderr, flush=True)
 
-        STUDIES[name].run(Machine(data_dir, device), store, workers, tell)
+        STUDIES[name].run(Machine(data_dir, device, cache=out / "cache"), store, workers, tell)
+
+
+@app.command()
+def timing(
+    names: Annotated[list[str], typer.Argument(help="Studies whose optimizers are timed on their task.")],
+    data_dir: DataDir = None,
+    out: Out = Path("runs/benchmarks"),
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks of ten steps of each optimizer.")] = 10,
+    device: str = "cpu",
+) -> None:
+    """Time the steps of a study's optimizers in turn, in one process; leave the machine to it."""
+    import torch
+
+    from benchmarks.suite import STUDIES, Machine
+    from benchmarks.timing import told
+
+    torch.set_num_threads(1)
+    for name in names:
+        measured = STUDIES[name].timing(Machine(data_dir, device, cache=out / "cache"), blocks)
+        path = out / name / "timing.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        print("\n".join(told(measured["arms"])))
 
 
 if __name__ == "__main__":

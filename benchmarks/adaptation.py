@@ -92,7 +92,7 @@ def with_lora(model: nn.Module, rank: int, seed: int) -> nn.Module:
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(LINEAR_LAYERS))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, config)  # type: ignore[arg-type]
+        return get_peft_model(model, config)
 
 
 def exercises(exchanges: Sequence[texts.Exchange], rows: int, seed: int) -> Iterator[Batch]:

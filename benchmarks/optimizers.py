@@ -123,7 +123,10 @@ def keywords(setting: Setting) -> dict[str, Any]:
 
 
 def _with_groups(cls: Callable[..., torch.optim.Optimizer], **fixed: Any) -> Build:
-    return lambda model, setting: cls(groups_of(model, setting), **keywords(setting), **fixed)
+    def build(model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
+        return cls(groups_of(model, setting), **keywords(setting), **fixed)
+
+    return build
 
 
 def _imported(module: str, name: str, **fixed: Any) -> Build:

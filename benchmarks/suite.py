@@ -13,6 +13,7 @@ import torch
 from benchmarks import adaptation, lm
 from benchmarks.environment import environment
 from benchmarks.optimizers import ADAPTERS
+from benchmarks.timing import interleaved
 from benchmarks.training import Outcome, Schedule, train
 from scao_hf.finetune.comparison.protocol import Comparison
 from scao_hf.finetune.comparison.runs import Run, Setting
@@ -156,6 +157,13 @@ class Study:
             task.prepare()  # once, rather than by every worker
         configure = partial(configuration, machine, self.task, self.options)
         return run_study(self.plan(), configure, partial(make_run, machine), store, workers, tell)
+
+    def timing(self, machine: Machine, blocks: int) -> dict[str, Any]:
+        """Steps of every optimizer at its start, timed in turn; see `benchmarks.timing.interleaved`."""
+        task, device = make_task(machine, {"name": self.task, **self.options}), torch.device(machine.device)
+        starts = {name: space.start for name, space in self.plan().spaces.items()}
+        builds = {name: partial(ADAPTERS[name].build, setting=setting) for name, setting in starts.items()}
+        return {"environment": environment(device), "arms": interleaved(task, builds, device, blocks)}
 
 
 MATRIX_OPTIMIZERS = ("adamw", "scao", "muon", "soap")

@@ -45,11 +45,25 @@ class Schedule:
 class Task(Protocol):
     """What is trained: a model, its batches, and how it is judged."""
 
-    schedule: Schedule
-    steps: int
-    clip: float
-    """Largest norm of the whole gradient."""
-    evaluate_every: int
+    @property
+    def schedule(self) -> Schedule:
+        """Of the learning rate."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+
+    @property
+    def clip(self) -> float:
+        """Largest norm of the whole gradient."""
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between two points of the curve."""
+
+    @property
+    def curve_batches(self) -> int:
+        """How many batches of the evaluation set, from its first, a point of the curve is judged on."""
 
     def model(self, seed: int) -> nn.Module:
         """The model at its start, called as model(tokens, labels) -> mean loss."""
@@ -58,9 +72,7 @@ class Task(Protocol):
         """Endless training batches."""
 
     def evaluation(self) -> Sequence[Batch]:
-        """The evaluation set, the same for every seed; its first `curve_batches` give the curve."""
-
-    curve_batches: int
+        """The evaluation set, the same for every seed."""
 
 
 class Outcome(NamedTuple):
