@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks import adaptation, lm
 from benchmarks.environment import environment
@@ -19,6 +20,7 @@ from scao_hf.finetune.comparison.protocol import Comparison
 from scao_hf.finetune.comparison.runs import Run, Setting
 from scao_hf.finetune.comparison.store import RunStore
 from scao_hf.finetune.comparison.study import Config, Plan, Tell, run_study
+from scao_hf.finetune.comparison.tuning import Space
 
 TUNING_SEED = 1
 SEEDS = (42, 43, 44)
@@ -161,9 +163,12 @@ class Study:
     def timing(self, machine: Machine, blocks: int) -> dict[str, Any]:
         """Steps of every optimizer at its start, timed in turn; see `benchmarks.timing.interleaved`."""
         task, device = make_task(machine, {"name": self.task, **self.options}), torch.device(machine.device)
-        starts = {name: space.start for name, space in self.plan().spaces.items()}
-        builds = {name: partial(ADAPTERS[name].build, setting=setting) for name, setting in starts.items()}
+        builds = {name: partial(_at_start, name, space) for name, space in self.plan().spaces.items()}
         return {"environment": environment(device), "arms": interleaved(task, builds, device, blocks)}
+
+
+def _at_start(optimizer: str, space: Space, model: nn.Module) -> torch.optim.Optimizer:
+    return ADAPTERS[optimizer].build(model, space.start)
 
 
 MATRIX_OPTIMIZERS = ("adamw", "scao", "muon", "soap")

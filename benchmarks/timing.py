@@ -1,4 +1,4 @@
-"""Seconds per step, measured side by side: short blocks of steps of every optimizer in turn, A B C A B C, in one process."""
+"""Seconds per step, side by side: short blocks of steps of every optimizer in turn, A B C A B C, in one process."""
 
 from __future__ import annotations
 
