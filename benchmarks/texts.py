@@ -21,6 +21,19 @@ WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 SHAKESPEARE = "karpathy/tiny_shakespeare"
 GSM8K = ("openai/gsm8k", "main")
 
+ORIGINS = {
+    ("wikitext", "hub"): "WikiText-2 raw, train and validation",
+    (
+        "wikitext",
+        "local",
+    ): "WikiText-2: trained on test.txt and the first half of valid.txt, validated on its second half",
+    ("shakespeare", "hub"): "tiny Shakespeare: trained on the first 90%, validated on the rest",
+    ("shakespeare", "local"): "tiny Shakespeare: trained on the first 90%, validated on the rest",
+    ("gsm8k", "hub"): "GSM8K: trained on train, validated on test",
+    ("gsm8k", "local"): "GSM8K: trained on train, validated on test",
+}
+"""A sentence for each text, from the hub or from a folder."""
+
 
 class Text(NamedTuple):
     """A text in two parts, each a (length,) uint8 tensor, and a sentence on where they come from."""
@@ -51,11 +64,10 @@ def wikitext(folder: Path | None) -> Text:
     """
     if folder is None:
         parts = {part: "".join(_hub_column(*WIKITEXT, split=part, column="text")) for part in ("train", "validation")}
-        return Text(to_bytes(parts["train"]), to_bytes(parts["validation"]), "WikiText-2 raw, train and validation")
+        return Text(to_bytes(parts["train"]), to_bytes(parts["validation"]), ORIGINS["wikitext", "hub"])
     test, valid = (_read(folder / "wikitext2" / f"{part}.txt") for part in ("test", "valid"))
     half = len(valid) // 2
-    origin = "WikiText-2: trained on test.txt and the first half of valid.txt, validated on its second half"
-    return Text(torch.cat([test, valid[:half]]), valid[half:], origin)
+    return Text(torch.cat([test, valid[:half]]), valid[half:], ORIGINS["wikitext", "local"])
 
 
 def shakespeare(folder: Path | None) -> Text:
@@ -69,7 +81,7 @@ def shakespeare(folder: Path | None) -> Text:
     else:
         text = _read(folder / "tinyshakespeare" / "input.txt")
     cut = len(text) * 9 // 10
-    return Text(text[:cut], text[cut:], "tiny Shakespeare: trained on the first 90%, validated on the rest")
+    return Text(text[:cut], text[cut:], ORIGINS["shakespeare", "hub" if folder is None else "local"])
 
 
 def gsm8k(folder: Path | None) -> Exchanges:
@@ -86,7 +98,7 @@ def gsm8k(folder: Path | None) -> Exchanges:
         parts = {part: [Exchange(*pair) for pair in rows] for part, rows in pairs.items()}
     else:
         parts = {part: list(_read_exchanges(folder / "gsm8k" / f"{part}.jsonl")) for part in ("train", "test")}
-    return Exchanges(parts["train"], parts["test"], "GSM8K: trained on train, validated on test")
+    return Exchanges(parts["train"], parts["test"], ORIGINS["gsm8k", "hub" if folder is None else "local"])
 
 
 def to_bytes(text: str) -> Tensor:
