@@ -26,7 +26,7 @@ ORIGINS = {
     (
         "wikitext",
         "local",
-    ): "WikiText-2: trained on test.txt and the first half of valid.txt, validated on its second half",
+    ): "WikiText-2: trained on test.txt and the first half of valid.txt, validated on the rest",
     ("shakespeare", "hub"): "tiny Shakespeare: trained on the first 90%, validated on the rest",
     ("shakespeare", "local"): "tiny Shakespeare: trained on the first 90%, validated on the rest",
     ("gsm8k", "hub"): "GSM8K: trained on train, validated on test",
