@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +14,20 @@ from torch import Tensor
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of all tensors in the optimizer's state, a storage shared by several views counted by what each shows."""
-    return sum(
-        value.numel() * value.element_size()
-        for state in optimizer.state.values()
-        for value in (state.values() if isinstance(state, dict) else ())
-        if isinstance(value, Tensor)
-    )
+    tensors = {id(tensor): tensor for state in optimizer.state.values() for tensor in _tensors(state)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a value, also inside containers and inside objects of an optimizer's own classes."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from itertools.chain.from_iterable(map(_tensors, value.values()))
+    elif isinstance(value, (list, tuple, set)):
+        yield from itertools.chain.from_iterable(map(_tensors, value))
+    elif hasattr(value, "__dict__") and not callable(value):
+        yield from _tensors(vars(value))
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -165,6 +165,13 @@ def _others(auxiliary: float) -> dict[str, Any]:
     return {"auxiliary": (auxiliary,), "betas": (FAST, EVEN, SLOW), "weight_decay": (0.01,)}
 
 
+SHAMPOO = {
+    "graft_type": 3,  # to RMSProp's norm, so that the learning rates are of AdamW's size
+    "preconditioning_compute_steps": 10,
+    "moving_average_for_momentum": True,
+    "decoupled_weight_decay": True,
+}
+
 ADAPTERS: dict[str, Adapter] = {
     "adamw": Adapter(
         "AdamW",
@@ -236,6 +243,15 @@ ADAPTERS: dict[str, Adapter] = {
         _others(1.0),
         _lora_setting(1e-2),
         "pytorch_optimizer",
+        source="pytorch_optimizer",
+    ),
+    "shampoo": Adapter(
+        "Shampoo (pytorch-optimizer)",
+        _imported("pytorch_optimizer", "ScalableShampoo", **SHAMPOO),
+        _setting(4e-3, 1.0, FAST),
+        _others(0.5),
+        _lora_setting(1e-2),
+        package="pytorch_optimizer",
         source="pytorch_optimizer",
     ),
     "scao_pypi": Adapter(
