@@ -3,8 +3,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 NEWEST := .venv
 OLDEST := .venv-oldest
+# Benchmarks: DATA is a folder of local texts (layout: benchmarks/texts.py), without it the Hugging Face hub's are taken.
+DATA ?=
+BENCH_OUT ?= runs/benchmarks
+BENCH_FLAGS = --out $(BENCH_OUT) $(if $(DATA),--data-dir $(DATA))
+BENCHMARKS = OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m benchmarks
 
-.PHONY: demo test test-oldest lint format wheel clean help
+.PHONY: demo test test-oldest bench-quick bench lint format wheel clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -17,6 +22,16 @@ test: $(NEWEST)/ready ## all tests
 
 test-oldest: $(OLDEST)/ready ## the integration tests on the oldest supported transformers
 	$(OLDEST)/bin/python -m pytest -n 2 tests/optim tests/hf tests/finetune
+
+bench-quick: $(NEWEST)/ready ## AdamW, SCAO, Muon and SOAP on a 1M-parameter GPT, one seed, untuned: five minutes
+	$(BENCHMARKS) study quick $(BENCH_FLAGS)
+	$(BENCHMARKS) timing quick $(BENCH_FLAGS) --blocks 2
+	$(BENCHMARKS) report quick --out $(BENCH_OUT)
+
+bench: $(NEWEST)/ready ## the same tuned, with three seeds, tables and figures: hours
+	$(BENCHMARKS) study lm-1m $(BENCH_FLAGS)
+	$(BENCHMARKS) timing lm-1m $(BENCH_FLAGS)
+	$(BENCHMARKS) report lm-1m --out $(BENCH_OUT)
 
 lint: $(NEWEST)/ready ## formatting, lints and types
 	$(NEWEST)/bin/ruff format --check .

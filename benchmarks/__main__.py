@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 DataDir = Annotated[Path | None, typer.Option(help="Local texts; the Hugging Face hub's without it.")]
 Out = Annotated[Path, typer.Option(help="Where runs are kept and looked up.")]
 Workers = Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
 @app.callback()
@@ -28,7 +30,8 @@ def study(
     data_dir: DataDir = None,
     out: Out = Path("runs/benchmarks"),
     workers: Workers = 2,
-    device: str = "cpu",
+    optimizer: Annotated[list[str] | None, typer.Option(help="Others than the study's own; repeat it.")] = None,
+    device: Device = "cpu",
 ) -> None:
     """Tune every optimizer with the same number of trials and run the chosen settings on fresh seeds."""
     from benchmarks.suite import STUDIES, Machine
@@ -42,7 +45,8 @@ def study(
         def tell(line: str, name: str = name) -> None:
             print(f"[{time.monotonic() - started:7.0f} s] {name}  {line}", file=sys.stderr, flush=True)
 
-        STUDIES[name].run(Machine(data_dir, device, cache=out / "cache"), store, workers, tell)
+        chosen = replace(STUDIES[name], optimizers=optimizer) if optimizer else STUDIES[name]
+        chosen.run(Machine(data_dir, device, cache=out / "cache"), store, workers, tell)
 
 
 @app.command()
@@ -51,7 +55,7 @@ def timing(
     data_dir: DataDir = None,
     out: Out = Path("runs/benchmarks"),
     blocks: Annotated[int, typer.Option(min=1, help="Blocks of ten steps of each optimizer.")] = 10,
-    device: str = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Time the steps of a study's optimizers in turn, in one process; leave the machine to it."""
     import torch

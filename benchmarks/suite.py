@@ -172,11 +172,17 @@ def _at_start(optimizer: str, space: Space, model: nn.Module) -> torch.optim.Opt
 
 
 MATRIX_OPTIMIZERS = ("adamw", "scao", "muon", "soap")
+PACKAGES = ("adamw", "scao", "soap_pytorch_optimizer", "shampoo", "scao_pypi", "adamw8bit")
+"""What one would install instead; needs the extra `bench`. Schedule-free AdamW can be added with `--optimizer`."""
 LORA_OPTIMIZERS = ("adamw", "scao", "loraplus", "muon")
 
 STUDIES: dict[str, Study] = {
     "lm-1m": Study("lm", {"size": "1m", "steps": 500}, (*MATRIX_OPTIMIZERS, "normuon", "scao_published"), trials=8),
     "lm-5m": Study("lm", {"size": "5m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=6),
+    "quick": Study("lm", {"size": "1m", "steps": 300}, MATRIX_OPTIMIZERS, trials=0, seeds=SEEDS[:1]),
+    "lm-1m-packages": Study("lm", {"size": "1m", "steps": 500}, PACKAGES, trials=8),
+    "lm-125m": Study("lm", {"size": "125m", "steps": 2000, "length": 1024}, MATRIX_OPTIMIZERS, trials=8),
+    "lm-350m": Study("lm", {"size": "350m", "steps": 2000, "length": 1024}, MATRIX_OPTIMIZERS, trials=8),
     **{
         f"lora-{text}-r{rank}": Study("lora", {"text": text, "rank": rank}, LORA_OPTIMIZERS, trials=6)
         for text in ("shakespeare", "gsm8k")
