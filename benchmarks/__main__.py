@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from scao_hf.finetune.comparison.protocol import ProtocolError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -24,8 +25,8 @@ def suite() -> None:
     """Measure optimizers against each other, each with the same chance."""
 
 
-@app.command()
-def study(
+@app.command("study")
+def run_studies(
     names: Annotated[list[str], typer.Argument(help="Studies, in order.")],
     data_dir: DataDir = None,
     out: Out = Path("runs/benchmarks"),
@@ -34,23 +35,22 @@ def study(
     device: Device = "cpu",
 ) -> None:
     """Tune every optimizer with the same number of trials and run the chosen settings on fresh seeds."""
-    from benchmarks.suite import STUDIES, Machine
+    from benchmarks.suite import Machine, chosen_studies
     from scao_hf.finetune.comparison.store import RunStore
 
     started = time.monotonic()
-    for name in names:
+    for name, study in chosen_studies(names, optimizer).items():
         store = RunStore(out / name / "runs.jsonl")
         print(f"{name}: {len(store)} runs at hand", file=sys.stderr)
 
         def tell(line: str, name: str = name) -> None:
             print(f"[{time.monotonic() - started:7.0f} s] {name}  {line}", file=sys.stderr, flush=True)
 
-        chosen = replace(STUDIES[name], optimizers=optimizer) if optimizer else STUDIES[name]
-        chosen.run(Machine(data_dir, device, cache=out / "cache"), store, workers, tell)
+        study.run(Machine(data_dir, device, cache=out / "cache"), store, workers, tell)
 
 
-@app.command()
-def timing(
+@app.command("timing")
+def time_studies(
     names: Annotated[list[str], typer.Argument(help="Studies whose optimizers are timed on their task.")],
     data_dir: DataDir = None,
     out: Out = Path("runs/benchmarks"),
@@ -60,12 +60,12 @@ def timing(
     """Time the steps of a study's optimizers in turn, in one process; leave the machine to it."""
     import torch
 
-    from benchmarks.suite import STUDIES, Machine
+    from benchmarks.suite import Machine, chosen_studies
     from benchmarks.timing import told
 
     torch.set_num_threads(1)
-    for name in names:
-        measured = STUDIES[name].timing(Machine(data_dir, device, cache=out / "cache"), blocks)
+    for name, study in chosen_studies(names).items():
+        measured = study.timing(Machine(data_dir, device, cache=out / "cache"), blocks)
         path = out / name / "timing.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
@@ -75,6 +75,9 @@ def timing(
 if __name__ == "__main__":
     try:
         app()
+    except (ValueError, FileNotFoundError, ProtocolError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command continues from the runs that were finished", file=sys.stderr)
         sys.exit(130)

@@ -157,6 +157,7 @@ class Study:
         task = make_task(machine, {"name": self.task, **self.options})
         if hasattr(task, "prepare"):
             task.prepare()  # once, rather than by every worker
+        task.evaluation()  # texts that are missing stop the study here
         configure = partial(configuration, machine, self.task, self.options)
         return run_study(self.plan(), configure, partial(make_run, machine), store, workers, tell)
 
@@ -193,6 +194,20 @@ STUDIES: dict[str, Study] = {
 }
 
 
-def available(optimizers: Iterable[str]) -> list[str]:
-    """Those whose packages are installed."""
-    return [name for name in optimizers if ADAPTERS[name].is_available]
+def chosen_studies(names: Iterable[str], optimizers: Sequence[str] | None = None) -> dict[str, Study]:
+    """Studies by name, with other optimizers if some are given.
+
+    Raises:
+        ValueError: an unknown study or optimizer, or one whose package is not installed.
+    """
+    found = {}
+    for name in names:
+        if name not in STUDIES:
+            raise ValueError(f"unknown study {name!r}; there are {', '.join(STUDIES)}")
+        found[name] = replace(STUDIES[name], optimizers=tuple(optimizers or STUDIES[name].optimizers))
+        for optimizer in found[name].optimizers:
+            if optimizer not in ADAPTERS:
+                raise ValueError(f"unknown optimizer {optimizer!r}; there are {', '.join(ADAPTERS)}")
+            if not ADAPTERS[optimizer].is_available:
+                raise ValueError(f"{optimizer} needs the package {ADAPTERS[optimizer].package}: pip install '.[bench]'")
+    return found

@@ -121,13 +121,13 @@ def train(task: Task, build: Build, seed: int, device: torch.device, clip: float
         if diverged:
             continue  # the rest of the data still belongs to the conditions
         batch = to(batch, device)
-        started = _clock(device)
+        started = clock(device)
         loss = model(*batch)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), bound)
-        stepping = _clock(device)
+        stepping = clock(device)
         optimizer.step()
-        ended = _clock(device)
+        ended = clock(device)
         optimizer.zero_grad()
         scheduler.step()
         train_seconds += ended - started
@@ -156,14 +156,22 @@ def train(task: Task, build: Build, seed: int, device: torch.device, clip: float
             "train_losses": [round(value, 4) for value in losses],
             "ranks": ranks,
             "optimizer_seconds": optimizer_seconds / steps,
-            "state_bytes": memory.state_bytes(optimizer),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "peak_bytes": memory.peak_bytes(device),
-            "peak_bytes_above_model": max(0, memory.peak_bytes(device) - before),
             "diverged_at": steps if diverged else None,
+            **footprint(model, optimizer, device, before),
         },
     )
+
+
+def footprint(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, before: int) -> dict[str, int]:
+    """Sizes after a run; `before` is `memory.reserved_bytes` between the making of the model and of the optimizer."""
+    peak = memory.peak_bytes(device)
+    return {
+        "state_bytes": memory.state_bytes(optimizer),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "peak_bytes": peak,
+        "peak_bytes_above_model": max(0, peak - before),
+    }
 
 
 def mean_loss(model: nn.Module, batches: Sequence[Batch], optimizer: torch.optim.Optimizer | None = None) -> float:
@@ -200,7 +208,7 @@ def to(batch: Batch, device: torch.device) -> Batch:
     return Batch(*(tensor.to(device) for tensor in batch))
 
 
-def _clock(device: torch.device) -> float:
+def clock(device: torch.device) -> float:
     """Seconds: of this process's work on a CPU, which another process cannot lengthen; of the wall on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
