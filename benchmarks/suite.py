@@ -161,11 +161,11 @@ class Study:
         configure = partial(configuration, machine, self.task, self.options)
         return run_study(self.plan(), configure, partial(make_run, machine), store, workers, tell)
 
-    def timing(self, machine: Machine, blocks: int) -> dict[str, Any]:
+    def timing(self, machine: Machine, blocks: int, settle: int) -> dict[str, Any]:
         """Steps of every optimizer at its start, timed in turn; see `benchmarks.timing.interleaved`."""
         task, device = make_task(machine, {"name": self.task, **self.options}), torch.device(machine.device)
         builds = {name: partial(_at_start, name, space) for name, space in self.plan().spaces.items()}
-        return {"environment": environment(device), "arms": interleaved(task, builds, device, blocks)}
+        return {"environment": environment(device), "arms": interleaved(task, builds, device, blocks, settle)}
 
 
 def _at_start(optimizer: str, space: Space, model: nn.Module) -> torch.optim.Optimizer:
@@ -175,22 +175,22 @@ def _at_start(optimizer: str, space: Space, model: nn.Module) -> torch.optim.Opt
 MATRIX_OPTIMIZERS = ("adamw", "scao", "muon", "soap")
 PACKAGES = ("adamw", "scao", "soap_pytorch_optimizer", "shampoo", "scao_pypi", "adamw8bit")
 """What one would install instead; needs the extra `bench`. Schedule-free AdamW can be added with `--optimizer`."""
-LORA_OPTIMIZERS = ("adamw", "scao", "loraplus", "muon")
+LORA_OPTIMIZERS = ("adamw", "scao", "loraplus")
 
 STUDIES: dict[str, Study] = {
     "lm-1m": Study("lm", {"size": "1m", "steps": 500}, (*MATRIX_OPTIMIZERS, "normuon", "scao_published"), trials=8),
-    "lm-5m": Study("lm", {"size": "5m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=6),
+    "lm-5m": Study("lm", {"size": "5m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=4),
     "quick": Study("lm", {"size": "1m", "steps": 300}, MATRIX_OPTIMIZERS, trials=0, seeds=SEEDS[:1]),
     "lm-1m-packages": Study("lm", {"size": "1m", "steps": 500}, PACKAGES, trials=8),
     "lm-125m": Study("lm", {"size": "125m", "steps": 2000, "length": 1024}, MATRIX_OPTIMIZERS, trials=8),
     "lm-350m": Study("lm", {"size": "350m", "steps": 2000, "length": 1024}, MATRIX_OPTIMIZERS, trials=8),
     **{
-        f"lora-{text}-r{rank}": Study("lora", {"text": text, "rank": rank}, LORA_OPTIMIZERS, trials=6)
+        f"lora-{text}-r{rank}": Study("lora", {"text": text, "rank": rank}, LORA_OPTIMIZERS, trials=5)
         for text in ("shakespeare", "gsm8k")
         for rank in (8, 16, 64)
     },
     **{f"full-{text}": Study("full", {"text": text}, MATRIX_OPTIMIZERS, trials=6) for text in ("shakespeare", "gsm8k")},
-    "lm-10m": Study("lm", {"size": "10m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=6),
+    "lm-10m": Study("lm", {"size": "10m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=4),
 }
 
 

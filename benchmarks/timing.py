@@ -54,7 +54,7 @@ class _Runner:
 
 
 def interleaved(
-    task: Task, builds: Mapping[str, Build], device: torch.device, blocks: int = 10, settle: int = 40
+    task: Task, builds: Mapping[str, Build], device: torch.device, blocks: int, settle: int
 ) -> dict[str, dict[str, Any]]:
     """Time training steps of several optimizers in turn; evaluation and the making of batches are left out.
 
