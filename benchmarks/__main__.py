@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,30 @@ def run_studies(
             print(f"[{time.monotonic() - started:7.0f} s] {name}  {line}", file=sys.stderr, flush=True)
 
         study.run(Machine(data_dir, device, cache=out / "cache"), store, workers, tell)
+
+
+@app.command("run")
+def run_once(
+    name: Annotated[str, typer.Argument(help="A study, for its task.")],
+    optimizer: Annotated[str, typer.Argument(help="An optimizer of the table.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="KEY=JSON, such as lr=0.004 k_max=32.")] = None,
+    seed: int = 42,
+    steps: Annotated[int | None, typer.Option(min=1, help="Instead of the study's.")] = None,
+    data_dir: DataDir = None,
+    out: Out = Path("runs/benchmarks"),
+    device: Device = "cpu",
+) -> None:
+    """Train once, at an optimizer's start with some values overridden, and print the run as JSON."""
+    from benchmarks.suite import Machine, chosen_studies
+
+    study = chosen_studies([name], [optimizer])[name]
+    given = dict(override.split("=", 1) for override in overrides or [])
+    setting = study.plan().spaces[optimizer].start | {key: json.loads(value) for key, value in given.items()}
+    more = {} if steps is None else {"steps": steps}
+    study = replace(study, options={**study.options, **more})
+    run = study.run_once(Machine(data_dir, device, cache=out / "cache"), optimizer, setting, seed)
+    measures = {key: value for key, value in run.measures.items() if key not in ("train_losses", "ranks")}
+    print(json.dumps({**run.to_dict(), "measures": measures}))
 
 
 @app.command("timing")

@@ -161,6 +161,10 @@ class Study:
         configure = partial(configuration, machine, self.task, self.options)
         return run_study(self.plan(), configure, partial(make_run, machine), store, workers, tell)
 
+    def run_once(self, machine: Machine, optimizer: str, setting: Setting, seed: int) -> Run:
+        """One run of one of the study's optimizers."""
+        return make_run(machine, configuration(machine, self.task, self.options, optimizer, setting, seed))
+
     def timing(self, machine: Machine, blocks: int, settle: int) -> dict[str, Any]:
         """Steps of every optimizer at its start, timed in turn; see `benchmarks.timing.interleaved`."""
         task, device = make_task(machine, {"name": self.task, **self.options}), torch.device(machine.device)
