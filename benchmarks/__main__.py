@@ -98,6 +98,19 @@ def time_studies(
         print("\n".join(told(measured["arms"])))
 
 
+@app.command("report")
+def report_studies(
+    names: Annotated[list[str] | None, typer.Argument(help="Studies; without any, all that have runs.")] = None,
+    out: Out = Path("runs/benchmarks"),
+    readme: Annotated[Path | None, typer.Option(help="A file whose block of results is replaced.")] = None,
+) -> None:
+    """Write tables, CSV and figures of the runs that are there; nothing is trained."""
+    from benchmarks.report import write_reports
+
+    for path in write_reports(names or [], out, readme):
+        print(path)
+
+
 if __name__ == "__main__":
     try:
         app()

@@ -95,13 +95,13 @@ def svg_text(figure: Figure) -> str:
     return re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
 
 
-def save(figure: Figure, path: Path) -> list[Path]:
+def save(figure: Figure, path: Path, dots_per_inch: float = DOTS_PER_INCH) -> list[Path]:
     """Write `path`.svg and `path`.png, without dates in them, and return both; `path` has no suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     vector, raster = path.with_name(f"{path.name}.svg"), path.with_name(f"{path.name}.png")
     vector.write_text(svg_text(figure), encoding="utf-8")
     with matplotlib.rc_context(STYLE):
-        figure.savefig(raster, dpi=DOTS_PER_INCH, metadata={"Software": None})
+        figure.savefig(raster, dpi=dots_per_inch, metadata={"Software": None})
     return [vector, raster]
 
 
