@@ -6,6 +6,7 @@ weights, its batches in order, its evaluation set), and a comparison is made of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from scao_hf.finetune.comparison.tuning import Trial, best, is_bracketed
 
 LEAST_SEEDS = 3
 """Seeds that a claim needs."""
+
+CONDITIONS = ("initialisation", "data_order", "clipping", "evaluation_set", "schedule", "token_budget")
+"""What every run has to say of itself; whatever else it says must be equal as well."""
 
 
 class ProtocolError(Exception):
@@ -30,7 +34,7 @@ class Entry:
 
     @property
     def chosen(self) -> Setting:
-        return best(as_trials(self.trials)).setting
+        return chosen(self.trials)
 
     @property
     def losses(self) -> list[float]:
@@ -57,10 +61,13 @@ def compare(runs: Iterable[tuple[str, Sequence[Run], Sequence[Run]]]) -> Compari
         runs: (name, trials, finals) for each; trials may be empty for all of them: settings nobody tuned.
 
     Raises:
-        ProtocolError: unequal numbers of trials; an optimum on the edge of its learning rates; finals at another
-            setting than the best trial's; seeds that differ or that the tuning has seen; conditions that differ.
+        ProtocolError: nothing to compare; unequal numbers of trials; trials that all diverged; an optimum on the edge
+            of its learning rates; finals at another setting than the best trial's; seeds that differ or that the
+            tuning has seen; conditions that differ or that a run does not tell.
     """
     entries = [Entry(name, tuple(trials), tuple(finals)) for name, trials, finals in runs]
+    if not entries:
+        raise ProtocolError("there is nothing to compare")
     if len(entries) != len({entry.name for entry in entries}):
         raise ProtocolError("two competitors have the same name")
     for entry in entries:
@@ -70,6 +77,7 @@ def compare(runs: Iterable[tuple[str, Sequence[Run], Sequence[Run]]]) -> Compari
         if entry.trials:
             _require_tuned(entry)
         _require_one_setting(entry)
+    _require_one_tuning_seed(entries)
     _require_same_seeds(entries)
     _require_same_conditions([run for entry in entries for run in entry.trials], "tuning")
     _require_same_conditions([run for entry in entries for run in entry.finals], "final")
@@ -80,12 +88,28 @@ def as_trials(runs: Iterable[Run]) -> list[Trial]:
     return [Trial(run.setting, run.loss) for run in runs]
 
 
+def chosen(trials: Sequence[Run]) -> Setting:
+    """The setting of the best of a competitor's trials, at least one.
+
+    Raises:
+        ProtocolError: all of them diverged.
+    """
+    if not any(math.isfinite(run.loss) for run in trials):
+        raise ProtocolError(
+            f"none of the {len(trials)} trials of {trials[0].arm} ended with a finite loss; "
+            "start its search at a smaller learning rate, or give all optimizers more trials"
+        )
+    return best(as_trials(trials)).setting
+
+
 def _require_own_runs(entry: Entry) -> None:
     if not entry.finals:
         raise ProtocolError(f"{entry.name} has no final runs")
     for run in (*entry.trials, *entry.finals):
         if run.arm != entry.name:
             raise ProtocolError(f"{entry.name} is given a run of {run.arm}")
+        if untold := [name for name in CONDITIONS if name not in run.conditions]:
+            raise ProtocolError(f"a run of {entry.name} does not tell its {_spelled(', '.join(untold))}")
 
 
 def _require_equal_trials(entries: Sequence[Entry]) -> None:
@@ -101,20 +125,28 @@ def _require_equal_trials(entries: Sequence[Entry]) -> None:
 def _require_tuned(entry: Entry) -> None:
     if len({run.seed for run in entry.trials}) > 1:
         raise ProtocolError(f"{entry.name} was tuned on several seeds, which makes its trials unequal chances")
+    setting = entry.chosen
     if not is_bracketed(as_trials(entry.trials)):
         raise ProtocolError(
-            f"the best learning rate of {entry.name}, {entry.chosen['lr']:g}, is the smallest or the largest tried; "
+            f"the best learning rate of {entry.name}, {setting['lr']:g}, is the smallest or the largest tried; "
             "give all optimizers more trials"
         )
-    if any(run.setting != entry.chosen for run in entry.finals):
+    if any(canonical(run.setting) != canonical(setting) for run in entry.finals):
         raise ProtocolError(f"{entry.name} has final runs at another setting than its best trial's")
     if seen := {run.seed for run in entry.trials} & {run.seed for run in entry.finals}:
         raise ProtocolError(f"{entry.name} was tuned on seed {min(seen)}, which its final runs use")
 
 
 def _require_one_setting(entry: Entry) -> None:
-    if any(run.setting != entry.finals[0].setting for run in entry.finals):
+    if len({canonical(run.setting) for run in entry.finals}) > 1:
         raise ProtocolError(f"the final runs of {entry.name} have different settings")
+
+
+def _require_one_tuning_seed(entries: Sequence[Entry]) -> None:
+    seeds = {entry.name: entry.trials[0].seed for entry in entries if entry.trials}
+    if len(set(seeds.values())) > 1:
+        told = ", ".join(f"{name} {seed}" for name, seed in seeds.items())
+        raise ProtocolError(f"different tuning seeds: {told}")
 
 
 def _require_same_seeds(entries: Sequence[Entry]) -> None:
@@ -135,6 +167,10 @@ def _require_same_conditions(runs: Sequence[Run], what: str) -> None:
             ours, theirs = first.conditions.get(key), run.conditions.get(key)
             if ours != theirs:
                 raise ProtocolError(
-                    f"different {key.replace('_', ' ')} in the {what} runs of seed {run.seed}: "
+                    f"different {_spelled(key)} in the {what} runs of seed {run.seed}: "
                     f"{first.arm} {ours}, {run.arm} {theirs}"
                 )
+
+
+def _spelled(key: str) -> str:
+    return key.replace("_", " ")

@@ -34,14 +34,32 @@ class Run:
     """Whatever else was measured."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; an infinite loss is null."""
-        return {**asdict(self), "loss": self.loss if math.isfinite(self.loss) else None}
+        """Plain JSON values: tuples are lists, and a number that is not finite is null."""
+        return plain(asdict(self))
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Run:
-        curve = tuple((int(step), float(loss)) for step, loss in values["curve"])
-        loss = math.inf if values["loss"] is None else float(values["loss"])
-        return Run(**{**values, "curve": curve, "loss": loss})
+        """The inverse of `to_dict`; a loss of null, of the run or of a point of its curve, is infinite.
+
+        Raises:
+            TypeError: a name that is no field, or a field that is missing.
+            KeyError: no "curve" or no "loss".
+        """
+        curve = tuple((int(step), _loss(loss)) for step, loss in values["curve"])
+        return Run(**{**values, "curve": curve, "loss": _loss(values["loss"])})
+
+
+def _loss(value: float | None) -> float:
+    return math.inf if value is None else float(value)
+
+
+def plain(value: Any) -> Any:
+    """A value as it comes back from a JSON file: tuples are lists, a number that is not finite is None."""
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def canonical(value: Any) -> str:

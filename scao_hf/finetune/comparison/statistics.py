@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-# Student's t, 97.5% quantile, by degrees of freedom 1, 2, …; beyond the table the normal quantile is close enough.
+# Student's t, 97.5% quantile, by degrees of freedom 1, 2, …, 30.
 # fmt: off
 _T_975 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )
 # fmt: on
-_NORMAL_975 = 1.960
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Estimate:
     @property
     def covers_zero(self) -> bool:
         """Whether the 95% interval covers zero; a single value decides nothing."""
-        return self.half_width is None or abs(self.mean) <= self.half_width
+        return self.half_width is None or not abs(self.mean) > self.half_width
 
     def __str__(self) -> str:
         return f"{self.mean:.3f}" if self.deviation is None else f"{self.mean:.3f} ± {self.deviation:.3f}"
@@ -41,7 +40,8 @@ class Estimate:
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean, sample standard deviation and 95% t interval of at least one value.
 
-    Infinite values, of runs that diverged, make the mean infinite and the interval unbounded.
+    Infinite values, of runs that diverged, make the mean infinite, or NaN where their signs differ, and the interval
+    unbounded.
 
     Raises:
         ValueError: no values.
@@ -50,7 +50,7 @@ def estimate(values: Sequence[float]) -> Estimate:
         raise ValueError("an estimate needs at least one value")
     count = len(values)
     if not all(math.isfinite(value) for value in values):
-        return Estimate(math.inf, None if count == 1 else math.inf, None if count == 1 else math.inf, count)
+        return Estimate(sum(values), None if count == 1 else math.inf, None if count == 1 else math.inf, count)
     mean = statistics.fmean(values)
     if count == 1:
         return Estimate(mean, None, None, 1)
@@ -79,12 +79,15 @@ def verdict(difference: Estimate, ours: str, theirs: str) -> str:
 
 
 def t_quantile(freedom: int) -> float:
-    """97.5% quantile of Student's t with `freedom` ≥ 1 degrees of freedom."""
-    return _T_975[freedom - 1] if freedom <= len(_T_975) else _NORMAL_975
+    """97.5% quantile of Student's t with `freedom` ≥ 1 degrees; beyond 30 that of 30, at most 4.2% too large."""
+    return _T_975[min(freedom, len(_T_975)) - 1]
 
 
 def steps_to(curve: Sequence[tuple[int, float]], target: float) -> float | None:
-    """Step at which a curve of (step, loss) first comes down to `target`, linear between its points; None if never."""
+    """Step at which a curve of (step, loss) first comes down to `target`, linear between its points; None if never.
+
+    After a point that is not finite there is nothing to interpolate: the step is that of the point which comes down.
+    """
     previous: tuple[int, float] | None = None
     for step, loss in curve:
         if loss <= target:

@@ -8,56 +8,63 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scao_hf.finetune.comparison.runs import Run, digest
+from scao_hf.finetune.comparison.runs import Run, digest, plain
 
 
 class RunStore:
-    """A file of runs. One process writes it; every line is complete before the next begins.
+    """A file of runs. One process writes it; every line is complete before the next begins, and others may read it.
 
     Args:
         path: JSON lines {"key", "config", "run"}; made with its folder at the first `add`. A last line cut short by a
-            crash is dropped, and the run is made again.
+            crash counts for nothing: the run is made again, and takes its place.
 
     Raises:
-        ValueError: a line, not the last, that is no run.
+        ValueError: a complete line that is no run, or whose key is not that of its configuration.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lines: dict[str, dict[str, Any]] = {}
+        self._records: dict[str, tuple[dict[str, Any], Run]] = {}
+        self._torn_at: int | None = None
         if path.exists():
             self._read(path.read_bytes())
 
     def _read(self, content: bytes) -> None:
-        complete, _, torn = content.rpartition(b"\n")
-        for number, line in enumerate(complete.splitlines(), 1):
+        complete, newline, torn = content.rpartition(b"\n")
+        for number, line in enumerate(complete.split(b"\n") if newline else [], 1):
             try:
                 record = json.loads(line)
-                self._lines[record["key"]] = record
+                config, run = record["config"], Run.from_dict(record["run"])
+                if record["key"] != digest(config):
+                    raise ValueError("the key is not that of the configuration")
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{self.path}, line {number}, is no recorded run; delete the line") from error
+            self._records[record["key"]] = config, run
         if torn:
-            with self.path.open("r+b") as file:
-                file.truncate(len(content) - len(torn))
+            self._torn_at = len(complete) + len(newline)
 
     def get(self, config: Mapping[str, Any]) -> Run | None:
-        record = self._lines.get(digest(config))
-        return None if record is None else Run.from_dict(record["run"])
+        """The run of a configuration, whatever the order of its keys; None if it was not made yet."""
+        record = self._records.get(digest(config))
+        return None if record is None else record[1]
 
     def add(self, config: Mapping[str, Any], run: Run) -> None:
+        """Write a run down, and keep it as it would be read again."""
         key = digest(config)
-        record = {"key": key, "config": dict(config), "run": run.to_dict()}
+        record = {"key": key, "config": plain(config), "run": run.to_dict()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with self.path.open("ab") as file:
+            if self._torn_at is not None:
+                file.truncate(self._torn_at)
+                self._torn_at = None
+            file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self._lines[key] = record
+        self._records[key] = record["config"], Run.from_dict(record["run"])
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._records)
 
     def records(self) -> Iterator[tuple[dict[str, Any], Run]]:
         """(configuration, run) of every line, in the order in which they were first made."""
-        for record in self._lines.values():
-            yield record["config"], Run.from_dict(record["run"])
+        yield from self._records.values()

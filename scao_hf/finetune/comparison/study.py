@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from scao_hf.finetune.comparison.protocol import Comparison, as_trials, compare
+from scao_hf.finetune.comparison.protocol import Comparison, as_trials, chosen, compare
 from scao_hf.finetune.comparison.runs import Run, Setting
 from scao_hf.finetune.comparison.store import RunStore
-from scao_hf.finetune.comparison.tuning import Space, best, proposals
+from scao_hf.finetune.comparison.tuning import Space, proposals
 
 Config = dict[str, Any]
 Configure = Callable[[str, Setting, int], Config]
@@ -34,7 +35,7 @@ class Plan:
         seeds: seeds of the final runs.
 
     Raises:
-        ValueError: `tuning_seed` among `seeds`, or no seeds.
+        ValueError: `tuning_seed` among `seeds`, no seeds, a seed twice, or negative `trials`.
     """
 
     spaces: Mapping[str, Space]
@@ -45,6 +46,10 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.seeds:
             raise ValueError("seeds must hold at least one seed for the final runs")
+        if len(self.seeds) != len(set(self.seeds)):
+            raise ValueError(f"seeds must differ, got {list(self.seeds)}")
+        if self.trials < 0:
+            raise ValueError(f"trials must not be negative, got {self.trials}")
         if self.trials and self.tuning_seed in self.seeds:
             raise ValueError(f"tuning_seed {self.tuning_seed} is one of the seeds of the final runs; choose another")
 
@@ -67,52 +72,73 @@ def run_study(
     Raises:
         ProtocolError: see `compare`.
     """
-    courses = {name: _course(space, plan) for name, space in plan.spaces.items()}
+    courses = {name: _course(space, plan, partial(configure, name)) for name, space in plan.spaces.items()}
     with _executor(workers) as executor:
-        results = _drive(courses, configure, train, store, executor, workers, tell or (lambda line: None))
+        results = _drive(courses, train, store, executor, workers, tell or (lambda line: None))
     return compare((name, *results[name]) for name in plan.spaces)
 
 
-Request = list[tuple[Setting, int]]
+def make_runs(
+    configs: Sequence[Config], train: Train, store: RunStore, workers: int = 1, tell: Tell | None = None
+) -> list[Run]:
+    """Make those of some runs that the store lacks, in order and `workers` at a time, without comparing anything.
+
+    Args:
+        configs: of different runs.
+        train: see `run_study`, and so are the others.
+
+    Returns:
+        A run for each configuration.
+    """
+
+    def course() -> Course[list[Run]]:
+        return (yield list(configs))
+
+    with _executor(workers) as executor:
+        return _drive({"": course()}, train, store, executor, workers, tell or (lambda line: None))[""]
+
+
+Result = TypeVar("Result")
+Request = list[Config]
 Answer = list[Run]
-Results = tuple[list[Run], list[Run]]
-Course = Generator[Request, Answer, Results]
+Course = Generator[Request, Answer, Result]
 
 
-def _course(space: Space, plan: Plan) -> Course:
-    """Ask for the runs of one competitor, settings with seeds, and return its trials and its final runs."""
+def _course(
+    space: Space, plan: Plan, configure: Callable[[Setting, int], Config]
+) -> Course[tuple[list[Run], list[Run]]]:
+    """Ask for the runs of one competitor and return its trials and its final runs."""
     trials: list[Run] = []
     while len(trials) < plan.trials:
         batch = proposals(space, plan.trials, as_trials(trials))
-        trials += yield [(setting, plan.tuning_seed) for setting in batch]
-    chosen = best(as_trials(trials)).setting if plan.trials else space.start
-    finals = yield [(chosen, seed) for seed in plan.seeds]
+        trials += yield [configure(setting, plan.tuning_seed) for setting in batch]
+    setting = chosen(trials) if plan.trials else space.start
+    finals = yield [configure(setting, seed) for seed in plan.seeds]
     return trials, finals
 
 
 def _drive(
-    courses: Mapping[str, Course],
-    configure: Configure,
+    courses: Mapping[str, Course[Result]],
     train: Train,
     store: RunStore,
     executor: Executor | None,
     workers: int,
     tell: Tell,
-) -> dict[str, Results]:
-    results: dict[str, Results] = {}
+) -> dict[str, Result]:
+    results: dict[str, Result] = {}
     waiting: dict[str, list[Config]] = {}
     queue: list[tuple[str, Config]] = []
     running: dict[Future[Run], tuple[str, Config]] = {}
+    started: Counter[str] = Counter()
 
     def advance(name: str, take: Callable[[], Request]) -> None:
         """Queue what a course asks for next, answering from the store what is there, or note that it is done."""
         while True:
             try:
-                request = take()
+                configs = take()
             except StopIteration as stop:
                 results[name] = stop.value
                 return
-            configs = [configure(name, setting, seed) for setting, seed in request]
             missing = [config for config in configs if store.get(config) is None]
             if missing:
                 waiting[name] = configs
@@ -130,27 +156,25 @@ def _drive(
         advance(name, partial(next, course))
     while queue or running:
         if executor is None:
-            name, config = _next_in_turn(queue)
+            name, config = _next_in_turn(queue, started)
             finished(name, config, train(config))
             continue
         while queue and len(running) < workers:
-            name, config = _next_in_turn(queue)
+            name, config = _next_in_turn(queue, started)
             running[executor.submit(train, config)] = name, config
         done, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
+        # What is finished is kept before what failed is raised.
+        for future in sorted(done, key=lambda future: future.exception() is not None):
             name, config = running.pop(future)
             finished(name, config, future.result())
     return results
 
 
-def _next_in_turn(queue: list[tuple[str, Config]]) -> tuple[str, Config]:
-    """Take the job whose place within its competitor's own jobs is lowest: A B A B rather than A A B B."""
-    places: dict[str, int] = {}
-    order = []
-    for index, (name, _) in enumerate(queue):
-        places[name] = places.get(name, -1) + 1
-        order.append((places[name], index))
-    return queue.pop(min(order)[1])
+def _next_in_turn(queue: list[tuple[str, Config]], started: Counter[str]) -> tuple[str, Config]:
+    """Take the first job of the competitor that has started fewest, and count it: A B A B rather than A A B B."""
+    index = min(range(len(queue)), key=lambda index: started[queue[index][0]])
+    started[queue[index][0]] += 1
+    return queue.pop(index)
 
 
 def _stored(store: RunStore, config: Config) -> Run:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scao_hf.finetune.comparison.runs import Setting, canonical
+from scao_hf.finetune.comparison.runs import Setting, canonical, plain
 
 RATE = "lr"
 SIGNIFICANT_DIGITS = 4
@@ -15,13 +16,16 @@ SIGNIFICANT_DIGITS = 4
 
 @dataclass(frozen=True)
 class Space:
-    """Where a search starts and what it may try.
+    """Where a search starts and what it may try, kept as plain JSON values: tuples become lists.
 
     Args:
         start: the first setting; `start["lr"]` is the middle of the first grid of learning rates.
         alternatives: for each other coordinate, the values to try beside the start's, in this order.
         rates: the first grid of learning rates; None is start/factor, start, start·factor.
         factor: ratio of neighbouring learning rates in the first grid and where it is extended.
+
+    Raises:
+        ValueError: a learning rate that is not positive, a factor of 1 or less, alternatives to what is not set.
     """
 
     start: Setting
@@ -30,12 +34,18 @@ class Space:
     factor: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.start.get(RATE, 0) > 0:
+        if not 0 < self.start.get(RATE, 0) < math.inf:
             raise ValueError(f"start must hold a positive {RATE!r}, got {self.start.get(RATE)!r}")
+        if self.rates is not None and not (self.rates and all(0 < rate < math.inf for rate in self.rates)):
+            raise ValueError(f"rates must be positive, and at least one, got {list(self.rates)}")
         if not self.factor > 1:
             raise ValueError(f"factor must exceed 1, got {self.factor}")
+        if RATE in self.alternatives:
+            raise ValueError(f"alternatives must not hold {RATE!r}: name learning rates in rates")
         if unknown := sorted(self.alternatives.keys() - self.start.keys()):
             raise ValueError(f"alternatives names {', '.join(unknown)}, which start does not set")
+        object.__setattr__(self, "start", plain(self.start))
+        object.__setattr__(self, "alternatives", plain(self.alternatives))
 
     @property
     def grid(self) -> list[float]:
@@ -73,8 +83,12 @@ def proposals(space: Space, trials: int, done: Sequence[Trial]) -> list[Setting]
 
     In order: the first grid of learning rates; while the best of them is on the edge, the grid grows beyond it; each
     alternative of each other coordinate at the best setting so far; the neighbouring learning rates of the best
-    setting; ever finer steps about it. Whatever is left of the budget is spent on these, so that every arm of a
-    comparison has the same number of trials. A loss that is not finite counts as infinite.
+    setting; ever finer steps about it, and wider ones when there are no finer. Whatever is left of the budget is spent
+    on these, so that every arm of a comparison has the same number of trials. A loss that is not finite counts as
+    infinite.
+
+    Raises:
+        ValueError: fewer trials than the first grid has learning rates.
     """
     if trials < len(space.grid):
         raise ValueError(f"trials must be at least {len(space.grid)}, the first grid of learning rates, got {trials}")
@@ -83,9 +97,9 @@ def proposals(space: Space, trials: int, done: Sequence[Trial]) -> list[Setting]
         return []
     tried = {canonical(trial.setting) for trial in done}
     for batch in _stages(space, done):
-        fresh = [setting for setting in batch if canonical(setting) not in tried]
+        fresh = {canonical(setting): setting for setting in batch if canonical(setting) not in tried}
         if fresh:
-            return fresh[:left]
+            return list(fresh.values())[:left]
     raise AssertionError("the last stage always has another setting")
 
 
@@ -110,16 +124,24 @@ def is_bracketed(done: Sequence[Trial]) -> bool:
 def _stages(space: Space, done: Sequence[Trial]) -> Iterator[list[Setting]]:
     yield [{**space.start, RATE: rate} for rate in space.grid]
     yield _beyond_the_edge(space, done)
-    # Each coordinate is judged at the best setting of the trials that went before it, which stays the same when the
-    # search is asked again: the alternatives of a coordinate all start from one setting.
+    # A coordinate is judged at the best of the trials that leave it, and those after it, at their start. Trying it does
+    # not move that setting, so that all its alternatives are judged at the same one.
     for name, values in space.alternatives.items():
         base = _best_before(name, space, done)
         yield [{**base, name: value} for value in values if value != base[name]]
     found = best(done).setting if any(math.isfinite(trial.loss) for trial in done) else space.start
-    factor = space.factor
-    while True:
-        yield [{**found, RATE: rounded(found[RATE] * ratio)} for ratio in (1 / factor, factor)]
-        factor = math.sqrt(factor)
+    for step in _steps(space.factor):
+        yield [{**found, RATE: rounded(found[RATE] * ratio)} for ratio in (1 / step, step)]
+
+
+def _steps(factor: float) -> Iterator[float]:
+    """Ratios: `factor`, its ever smaller roots while rounding tells them from 1, then its powers."""
+    finest = 1 + 10.0**-SIGNIFICANT_DIGITS
+    step = factor
+    while step > finest:
+        yield step
+        step = math.sqrt(step)
+    yield from (factor**power for power in itertools.count(2))
 
 
 def _beyond_the_edge(space: Space, done: Sequence[Trial]) -> list[Setting]:
