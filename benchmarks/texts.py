@@ -57,7 +57,7 @@ class Exchanges(NamedTuple):
 
 
 def wikitext(folder: Path | None) -> Text:
-    """WikiText-2; locally, where there is no training file, train on test.txt and the first half of valid.txt.
+    """WikiText-2: the hub's own split; locally test.txt and the first half of valid.txt, against its second half.
 
     Raises:
         FileNotFoundError: the folder lacks the files, named.
@@ -105,16 +105,19 @@ def to_bytes(text: str) -> Tensor:
     return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
 
-def _read(path: Path) -> Tensor:
+def _content(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; without --data-dir the texts come from the Hugging Face hub")
-    return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+    return path.read_bytes()
+
+
+def _read(path: Path) -> Tensor:
+    return torch.frombuffer(bytearray(_content(path)), dtype=torch.uint8)
 
 
 def _read_exchanges(path: Path) -> Iterator[Exchange]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; without --data-dir the texts come from the Hugging Face hub")
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # Lines of bytes end at a newline alone; those of text would also end at the separators that a JSON string may hold.
+    for line in _content(path).splitlines():
         row: dict[str, Any] = json.loads(line)
         yield Exchange(row["question"], row["answer"])
 

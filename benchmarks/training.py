@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -28,7 +28,10 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from `start` to 1 over `warmup_steps`, then half a cosine down to `end` at the last step."""
+    """Linear warm-up from `start` to 1 over `warmup_steps`, then half a cosine towards `end`.
+
+    The cosine would arrive at `end` one step after the last.
+    """
 
     warmup_steps: int = 25
     start: float = 0.04
@@ -125,6 +128,10 @@ def train(task: Task, build: Build, seed: int, device: torch.device, clip: float
         loss = model(*batch)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), bound)
+        losses.append(loss.item())
+        diverged = not math.isfinite(losses[-1])
+        if diverged:
+            continue  # not every optimizer survives the gradient of such a loss
         stepping = clock(device)
         optimizer.step()
         ended = clock(device)
@@ -132,13 +139,11 @@ def train(task: Task, build: Build, seed: int, device: torch.device, clip: float
         scheduler.step()
         train_seconds += ended - started
         optimizer_seconds += ended - stepping
-        losses.append(loss.item())
-        diverged = not math.isfinite(losses[-1])
-        if not diverged and (step % task.evaluate_every == 0 or step == task.steps):
+        if step % task.evaluate_every == 0 or step == task.steps:
             curve.append((step, judge(curve_part)))
             record_ranks(optimizer, step, ranks)
     final = math.inf if diverged else judge(evaluation)
-    steps = len(losses)
+    taken = max(1, len(losses) - diverged)
     return Outcome(
         loss=final if math.isfinite(final) else math.inf,
         curve=[(step, value) for step, value in curve if math.isfinite(value)],
@@ -151,12 +156,12 @@ def train(task: Task, build: Build, seed: int, device: torch.device, clip: float
             "token_budget": targets,
             "steps": task.steps,
         },
-        step_seconds=train_seconds / steps,
+        step_seconds=train_seconds / taken,
         measures={
             "train_losses": [round(value, 4) for value in losses],
             "ranks": ranks,
-            "optimizer_seconds": optimizer_seconds / steps,
-            "diverged_at": steps if diverged else None,
+            "optimizer_seconds": optimizer_seconds / taken,
+            "diverged_at": len(losses) if diverged else None,
             **footprint(model, optimizer, device, before),
         },
     )
@@ -196,11 +201,11 @@ def record_ranks(optimizer: torch.optim.Optimizer, step: int, ranks: dict[str, l
             ranks.setdefault(layer.name, []).append((step, sum(layer.ranks) / len(layer.ranks)))
 
 
-def digest_of(tensors: Any) -> str:
+def digest_of(tensors: Iterable[Tensor]) -> str:
     """16 hexadecimal digits of the bytes of some tensors, in order."""
     state = hashlib.sha256()
     for tensor in tensors:
-        state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        state.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()[:16]
 
 
