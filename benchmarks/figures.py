@@ -32,6 +32,7 @@ WIDE = 3.0
 MEGABYTE = 1e6
 BAR_INCHES = 0.42
 LAYER_INCHES = 0.19
+LONG_NAME = 18
 
 
 def drawn(recorded: Recorded, summary: Summary) -> Iterator[tuple[str, Figure]]:
@@ -237,20 +238,26 @@ def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[fl
 
 
 def _emphasised(figure: Figure) -> Figure:
+    """With a wider line for the subject, and a legend that has room for long names."""
     axes = figure.axes[0]
+    names = axes.get_legend_handles_labels()[1]
+    columns = 3 if max(map(len, names)) > LONG_NAME else 4
+    with matplotlib.rc_context(figures.STYLE):
+        legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=columns, fontsize=9)
+    for line, text in zip(legend.get_lines(), legend.get_texts(), strict=True):
+        if text.get_text() == title(SUBJECT):
+            text.set_fontweight("bold")
+            line.set_linewidth(WIDE)
     for line in axes.get_lines():
         if line.get_label() == title(SUBJECT):
             line.set_linewidth(WIDE)
-    for text in axes.get_legend().get_texts():  # type: ignore[union-attr]
-        text.set_fontsize(9)
-        text.set_fontweight("bold" if text.get_text() == title(SUBJECT) else "normal")
     return figure
 
 
 def _bars(optimizers: Sequence[str], panels: int) -> tuple[Figure, Sequence[Axes]]:
     """Panels side by side with a row for each optimizer, the first on top."""
     figure = Figure((figures.SIZE[0], 1.0 + BAR_INCHES * len(optimizers)), dpi=100, layout="constrained")
-    axes: Sequence[Axes] = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    axes: Sequence[Axes] = figure.subplots(1, panels, sharey=True, squeeze=False, gridspec_kw={"wspace": 0.06})[0]
     axes[0].set_yticks(range(len(optimizers)), [title(name) for name in optimizers])
     axes[0].set_ylim(len(optimizers) - 0.4, -0.6)
     for label, name in zip(axes[0].get_yticklabels(), optimizers, strict=True):

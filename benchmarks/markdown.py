@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.optimizers import ADAPTERS
 from benchmarks.summary import SUBJECT, Provenance, Summary
-from benchmarks.tables import BASELINE, Cost, FinalLoss, Reach, Search
+from benchmarks.tables import BASELINE, Cost, Reach, Search
 from scao_hf.finetune.comparison.statistics import Estimate
 
 RESULTS = "benchmarks/results"
@@ -56,19 +56,16 @@ def readme_block(summaries: Sequence[Summary], results: str) -> str:
     told = [summary for summary in summaries if summary.losses]
     if not told:
         return ""
-    optimizers = [name for name in ADAPTERS if any(name == row.optimizer for each in told for row in each.losses)]
-    grids = [
-        ("Final loss, nats per target, mean ± sd", _readme_loss),
-        (f"Steps to {title(BASELINE)}'s final loss, as a share of {title(BASELINE)}'s", _readme_steps),
-        ("The same in seconds", _readme_seconds),
-        (f"Optimizer state, × {title(BASELINE)}'s", _readme_state),
-    ]
-    tables = []
-    for caption, cells in grids:
-        rows = [[_link(summary, results), *(cells(summary).get(name, NONE) for name in optimizers)] for summary in told]
-        if any(cell != NONE for row in rows for cell in row[1:]):
-            tables.append(table([caption, *map(title, optimizers)], rows))
-    return "\n\n".join([*tables, f"{UNDECIDED}: {_undecided()}.", *_readme_footers(told)])
+    base, ours = title(BASELINE), title(SUBJECT)
+    losses = [f"{base}, final loss", ours, f"− {base} (95%)", "best other", "− it (95%)"]
+    header = ["", *losses, f"steps to {base}'s loss, ×", "seconds, ×", "state, ×"]
+    explained = (
+        f"Losses are nats per target, mean ± standard deviation over seeds; differences are {ours}'s loss less the "
+        f"other's, paired by seed, and {UNDECIDED} marks those that decide nothing: their interval covers zero, or "
+        f"there are fewer than three seeds. × is {base}'s; in brackets the lowest of the others."
+    )
+    rows = [[f"[{each.provenance.study}]({results}/{each.provenance.study}/summary.md)", *_row(each)] for each in told]
+    return "\n\n".join([table(header, rows), explained, *_readme_footers(told)])
 
 
 # A page of one study
@@ -303,65 +300,69 @@ def _figures(names: Sequence[str]) -> list[str]:
 
 def _headline(summary: Summary) -> str:
     base = title(BASELINE)
-    header = ["", "final loss", f"− {base} (95%)", "verdict", "steps to its loss, ×", "seconds, ×", "state, ×"]
-    steps, seconds, state = _readme_steps(summary), _readme_seconds(summary), _readme_state(summary)
+    header = ["", "final loss", f"− {base} (95%)", "verdict", f"steps to {base}'s loss, ×", "seconds, ×", "state, ×"]
+    steps, seconds, states = _step_ratios(summary), _second_ratios(summary), _state_ratios(summary)
     rows = [
         [
             title(row.optimizer),
             spread(row.loss),
             interval(row.from_baseline, summary.supports_claims),
             NONE if row.from_baseline is None else judgement(row.from_baseline, summary.supports_claims),
-            steps.get(row.optimizer, NONE),
-            seconds.get(row.optimizer, NONE),
-            state.get(row.optimizer, NONE),
+            *(ratios.get(row.optimizer, NONE) for ratios in (steps, seconds, states)),
         ]
         for row in summary.losses
     ]
     return table(header, rows)
 
 
-def _readme_loss(summary: Summary) -> dict[str, str]:
-    return {row.optimizer: spread(row.loss) + _mark(row, summary.supports_claims) for row in summary.losses}
+def _row(summary: Summary) -> list[str]:
+    """Of the README: the subject beside the baseline and the best of the others."""
+    losses = {row.optimizer: row for row in summary.losses}
+    others = [row.optimizer for row in summary.losses if row.optimizer not in (BASELINE, SUBJECT)]
+    differences = {row.theirs: row.difference for row in summary.subject_differences}
+    best = f"{title(others[0])} {spread(losses[others[0]].loss)}" if others else NONE
+    ratios = [_step_ratios(summary), _second_ratios(summary), _state_ratios(summary)]
+    return [
+        *(spread(losses[name].loss) if name in losses else NONE for name in (BASELINE, SUBJECT)),
+        _marked(differences.get(BASELINE), summary.supports_claims),
+        best,
+        _marked(differences.get(others[0]) if others else None, summary.supports_claims),
+        *(_beside_others(each, others) for each in ratios),
+    ]
 
 
-def _mark(row: FinalLoss, supports_claims: bool) -> str:
-    if row.from_baseline is None or not math.isfinite(row.loss.mean):
-        return ""
-    return f" {UNDECIDED}" if row.from_baseline.covers_zero or not supports_claims else ""
+def _marked(difference: Estimate | None, supports_claims: bool) -> str:
+    told = interval(difference, supports_claims)
+    decided = difference is None or (supports_claims and not difference.covers_zero)
+    return told if decided else f"{told} {UNDECIDED}"
 
 
-def _undecided() -> str:
-    return (
-        f"not distinguishable from {title(BASELINE)} on these seeds: the 95% interval of the paired difference covers "
-        "zero, or there are fewer than three seeds"
-    )
+def _beside_others(ratios: Mapping[str, str], others: Sequence[str]) -> str:
+    """The subject's ratio, and the lowest number among the others' in brackets."""
+    numbers = {name: ratios[name] for name in others if ratios.get(name, NONE)[0].isdigit()}
+    own = ratios.get(SUBJECT, NONE)
+    if not numbers:
+        return own
+    lowest = min(numbers, key=lambda name: float(numbers[name]))
+    return f"{own} ({title(lowest)} {numbers[lowest]})"
 
 
-def _readme_steps(summary: Summary) -> dict[str, str]:
+def _step_ratios(summary: Summary) -> dict[str, str]:
     return {row.optimizer: _ratio(row, row.step_ratio) for row in summary.time_to_baseline}
 
 
-def _readme_seconds(summary: Summary) -> dict[str, str]:
-    return {
-        row.optimizer: _ratio(row, row.second_ratio)
-        for row in summary.time_to_baseline
-        if row.mean_seconds or row.mean_steps is None
-    }
+def _second_ratios(summary: Summary) -> dict[str, str]:
+    return {row.optimizer: _ratio(row, row.second_ratio) for row in summary.time_to_baseline}
 
 
 def _ratio(row: Reach, ratio: Estimate | None) -> str:
     if row.mean_steps is None:
         return reached(row)
-    return ("1" if row.optimizer == BASELINE else NONE) if ratio is None else f"{ratio.mean:.2f}"
+    return NONE if ratio is None else f"{ratio.mean:.2f}"
 
 
-def _readme_state(summary: Summary) -> dict[str, str]:
+def _state_ratios(summary: Summary) -> dict[str, str]:
     return {row.optimizer: f"{row.state_ratio:.2f}" for row in summary.costs if row.state_ratio is not None}
-
-
-def _link(summary: Summary, results: str) -> str:
-    name = summary.provenance.study
-    return f"[{name}]({results}/{name}/summary.md)"
 
 
 def _readme_footers(summaries: Iterable[Summary]) -> list[str]:
@@ -404,19 +405,19 @@ def _made_with(provenance: Provenance) -> str:
     environments = [*provenance.environments]
     if provenance.timing_environment and provenance.timing_environment not in environments:
         environments.append(provenance.timing_environment)
-    hardware = " / ".join(dict.fromkeys(map(_hardware, environments)))
-    versions = " / ".join(dict.fromkeys(map(_versions, environments)))
+    hardware = " / ".join(dict.fromkeys(map(hardware_of, environments)))
+    versions = " / ".join(dict.fromkeys(map(versions_of, environments)))
     seeds = f"seed{'s' * (len(provenance.seeds) > 1)} {', '.join(map(str, provenance.seeds))}"
     tuned = "Not tuned" if provenance.tuning_seed is None else f"Tuned on seed {provenance.tuning_seed}"
     return f"{hardware}; {versions}. {tuned}, final runs on {seeds}."
 
 
-def _hardware(environment: Mapping[str, Any]) -> str:
+def hardware_of(environment: Mapping[str, Any]) -> str:
     threads = environment["threads"]
     return f"{environment['processor']}, {environment['cores']} cores, {threads} thread{'s' * (threads > 1)} a run"
 
 
-def _versions(environment: Mapping[str, Any]) -> str:
+def versions_of(environment: Mapping[str, Any]) -> str:
     packages = [f"{name} {environment[name]}" for name in VERSIONS if name in environment]
     return ", ".join([f"Python {environment['python']}", *packages])
 
