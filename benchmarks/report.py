@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import drawn
-from benchmarks.markdown import overview_page, readme_block, summary_page
+from benchmarks.headlines import overview_page, readme_block
+from benchmarks.pages import summary_page
 from benchmarks.recorded import RUNS, Recorded, recorded
 from benchmarks.suite import STUDIES
 from benchmarks.summary import Summary, summarise
@@ -43,7 +44,7 @@ def write_reports(names: Sequence[str], out: Path, readme: Path | None = None) -
         if not names or name in names:
             write_study(found, summaries[-1], out / name)
             yield out / name
-    (out / "README.md").write_text(overview_page(summaries), encoding="utf-8")
+    (out / "README.md").write_text(overview_page(summaries, others_in(out)), encoding="utf-8")
     yield out / "README.md"
     if readme is not None:
         block = readme_block(summaries, link_between(readme, out))
@@ -54,6 +55,11 @@ def write_reports(names: Sequence[str], out: Path, readme: Path | None = None) -
 def studies_in(out: Path) -> list[str]:
     """Studies that have runs in a folder, in their usual order."""
     return [name for name in STUDIES if (out / name / RUNS).is_file()]
+
+
+def others_in(out: Path) -> list[str]:
+    """Folders with a summary that is no study's."""
+    return sorted(path.parent.name for path in out.glob("*/summary.md") if path.parent.name not in STUDIES)
 
 
 def summaries_in(out: Path) -> list[Summary]:

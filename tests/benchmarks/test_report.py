@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from benchmarks import report, texts
 from benchmarks.__main__ import app
 from benchmarks.figures import ORDER, colour, drawn
-from benchmarks.markdown import overview_page, readme_block, summary_page
+from benchmarks.headlines import overview_page, readme_block
 from benchmarks.optimizers import ADAPTERS
+from benchmarks.pages import summary_page
 from benchmarks.recorded import recorded
 from benchmarks.report import BEGIN, END, block_of, link_between, summaries_in, with_block
 from benchmarks.suite import STUDIES, Study
@@ -314,6 +315,13 @@ def test_the_overview_has_a_table_for_each_study(out: Path) -> None:
     # Seed 42: AdamW ends at 2.02, SCAO at 1.62, both fall from 4, so that SCAO needs 1.98 / 2.38 of the steps, of
     # twice the seconds; 8 and 10 MB of state.
     assert "| SCAO | 1.630 ± 0.010 | -0.400 ± 0.000 | lower | 0.83 | 1.66 | 1.25 |" in page
+
+
+def test_the_overview_leads_to_summaries_that_are_no_studys(tmp_path: Path) -> None:
+    (tmp_path / "replay").mkdir()
+    (tmp_path / "replay" / "summary.md").write_text("")
+    assert list(report.write_reports([], tmp_path)) == [tmp_path / "README.md"]
+    assert "Not studies: [replay](replay/summary.md)." in (tmp_path / "README.md").read_text()
 
 
 def test_the_committed_readme_says_what_the_committed_results_say() -> None:
