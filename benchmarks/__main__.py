@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -109,6 +109,42 @@ def report_studies(
 
     for path in write_reports(names or [], out, readme):
         print(path)
+
+
+@app.command("replay")
+def replay_gradients(
+    data_dir: DataDir = None,
+    out: Out = Path("runs/benchmarks"),
+    quick: Annotated[bool, typer.Option("--quick", help="60 steps and a small grid, under two minutes.")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the recorded run; 300.")] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="The last so many are recorded; 200.")] = None,
+    layer: Annotated[list[str] | None, typer.Option(help="Modules to record; repeat it.")] = None,
+    size: Annotated[str | None, typer.Option(help="Of the model; 1m.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="That trains the recorded run; adamw.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the recorded run; 1.")] = None,
+) -> None:
+    """Record gradients once and replay them through trackers and optimizers; nothing else is trained."""
+    from benchmarks.replay.study import FULL, QUICK, command, replay
+    from benchmarks.suite import Machine
+
+    asked: dict[str, Any] = {
+        "steps": steps,
+        "window": window,
+        "size": size,
+        "optimizer": optimizer,
+        "seed": seed,
+        "layers": layer,
+    }
+    base = QUICK if quick else FULL
+    plan = replace(base, **{name: value for name, value in asked.items() if value is not None})
+    started = time.monotonic()
+
+    def tell(line: str) -> None:
+        print(f"[{time.monotonic() - started:7.0f} s] replay  {line}", file=sys.stderr, flush=True)
+
+    machine = Machine(data_dir, cache=out / "cache")
+    replay(machine, plan, out / "replay", command(plan, base, data_dir is not None), tell)
+    print(out / "replay" / "summary.md")
 
 
 if __name__ == "__main__":
