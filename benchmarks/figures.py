@@ -71,7 +71,7 @@ def loss_by_rate(comparison: Comparison, loss: str) -> Figure:
     with matplotlib.rc_context(figures.STYLE):
         ceiling = axes.get_ylim()[1]
         for entry in comparison.entries.values():
-            others = [run for run in entry.trials if run not in _beside_best(entry)]
+            others = [run for run in entry.searched if run not in _beside_best(entry)]
             look: dict[str, Any] = {"color": colour(entry.name), "alpha": 0.6, "linewidths": 0, "clip_on": False}
             within = [pair for pair in _pairs(others) if pair[1] <= ceiling]
             beyond = [(rate, ceiling) for rate, value in _pairs(others) if not value <= ceiling]
@@ -226,7 +226,7 @@ def _beside_best(entry: Entry) -> list[Run]:
     if not entry.trials:
         return []
     chosen = canonical({**entry.chosen, RATE: None})
-    return [run for run in entry.trials if canonical({**run.setting, RATE: None}) == chosen]
+    return [run for run in entry.searched if canonical({**run.setting, RATE: None}) == chosen]
 
 
 def _pairs(runs: Sequence[Run]) -> list[tuple[float, float]]:

@@ -228,7 +228,7 @@ def _searches(summary: Summary) -> list[str]:
         "Values tried, the chosen one in bold. Each trial is a full run, judged on the evaluation set of the final "
         "ones, at a seed that they do not use; `runs.csv` has a row for each. The last column is the version of the "
         "code that the runs depend on.",
-        table(["", *coordinates, "trials", "best trial's loss", "code"], rows),
+        table(["", *coordinates, "trials", "tuning loss", "code"], rows),
         footer(summary.provenance),
     ]
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.optimizers import ADAPTERS
 from benchmarks.suite import TASKS, Study
-from scao_hf.finetune.comparison.protocol import Comparison, ProtocolError, as_trials, compare
+from scao_hf.finetune.comparison.protocol import Comparison, ProtocolError, compare
 from scao_hf.finetune.comparison.runs import Run
 from scao_hf.finetune.comparison.store import RunStore
-from scao_hf.finetune.comparison.study import Config, Plan
-from scao_hf.finetune.comparison.tuning import best, proposals
+from scao_hf.finetune.comparison.study import Config, Plan, course
 
 RUNS, TIMING = "runs.jsonl", "timing.json"
 
@@ -112,22 +112,24 @@ def find(optimizer: str, study: Study, plan: Plan, store: RunStore) -> Found:
         return Found()
     template = configurations[-1]
 
-    def at_hand(settings: Iterable[tuple[Mapping[str, Any], int]]) -> list[tuple[Config, Run]]:
-        configs = [{**template, "setting": setting, "seed": seed} for setting, seed in settings]
-        return [(config, run) for config in configs if (run := store.get(config)) is not None]
+    def configure(setting: Mapping[str, Any], seed: int) -> Config:
+        return {**template, "setting": setting, "seed": seed}
 
-    space = plan.spaces[optimizer]
-    trials: list[tuple[Config, Run]] = []
-    while len(trials) < plan.trials:
-        batch = proposals(space, plan.trials, as_trials(run for _, run in trials))
-        answered = at_hand((setting, plan.tuning_seed) for setting in batch)
-        trials += answered
-        if len(answered) < len(batch):
-            return Found(trials)
-    if trials and all_diverged(trials):
-        return Found(trials)
-    chosen = best(as_trials(run for _, run in trials)).setting if trials else space.start
-    return Found(trials, at_hand((chosen, seed) for seed in plan.seeds))
+    found: list[tuple[Config, Run]] = []
+    asking = course(plan.spaces[optimizer], plan, configure)
+    with suppress(StopIteration, ProtocolError):  # it has all it asked for, or every trial diverged
+        wanted = next(asking)
+        while True:
+            answers = [(config, run) for config in wanted if (run := store.get(config)) is not None]
+            found += answers
+            if len(answers) < len(wanted):
+                break
+            wanted = asking.send([run for _, run in answers])
+    tuning = {plan.tuning_seed, *plan.confirmation_seeds} if plan.trials else set()
+    return Found(
+        [(config, run) for config, run in found if run.seed in tuning],
+        [(config, run) for config, run in found if run.seed not in tuning],
+    )
 
 
 def all_diverged(runs: Iterable[tuple[Config, Run]]) -> bool:
@@ -138,10 +140,12 @@ def why_not(optimizer: str, found: Found, plan: Plan) -> str | None:
     """Why a competitor cannot be compared; None if it can."""
     if not found.trials and not found.finals:
         return "no runs"
-    if found.trials and len(found.trials) == plan.trials and all_diverged(found.trials):
+    if found.trials and len(found.trials) >= plan.trials and all_diverged(found.trials):
         return "every trial diverged"
-    if len(found.trials) < plan.trials or len(found.finals) < len(plan.seeds):
-        return f"{len(found.trials)} of {plan.trials} trials and {len(found.finals)} of {len(plan.seeds)} final runs"
+    if len(found.trials) < plan.tuning_runs or len(found.finals) < len(plan.seeds):
+        return (
+            f"{len(found.trials)} of {plan.tuning_runs} trials and {len(found.finals)} of {len(plan.seeds)} final runs"
+        )
     try:
         compare([found.as_entry(optimizer)])
     except ProtocolError as error:

@@ -250,7 +250,7 @@ class Search:
     trials: int
     diverged: int
     best_loss: float
-    """Of the chosen setting's trial; the tuning seed's."""
+    """Of the chosen setting, mean over the tuning seeds it was run on."""
 
 
 def search_of(optimizer: str, found: Found) -> Search:
@@ -265,7 +265,7 @@ def search_of(optimizer: str, found: Found) -> Search:
         chosen=final.setting,
         trials=len(trials),
         diverged=sum(not math.isfinite(run.loss) for run in trials),
-        best_loss=min((run.loss for run in trials), default=math.nan),
+        best_loss=statistics.fmean(run.loss for run in trials if run.setting == final.setting) if trials else math.nan,
     )
 
 

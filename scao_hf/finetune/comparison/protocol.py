@@ -7,11 +7,13 @@ weights, its batches in order, its evaluation set), and a comparison is made of 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from scao_hf.finetune.comparison.runs import Run, Setting, canonical
-from scao_hf.finetune.comparison.tuning import Trial, best, is_bracketed
+from scao_hf.finetune.comparison.tuning import RATE, Trial
 
 LEAST_SEEDS = 3
 """Seeds that a claim needs."""
@@ -37,6 +39,11 @@ class Entry:
         return chosen(self.trials)
 
     @property
+    def searched(self) -> tuple[Run, ...]:
+        """The trials of the search itself, all on one seed; the others confirm the best of them on further seeds."""
+        return tuple(run for run in self.trials if run.seed == self.trials[0].seed)
+
+    @property
     def losses(self) -> list[float]:
         """Final losses, by ascending seed."""
         return [run.loss for run in sorted(self.finals, key=lambda run: run.seed)]
@@ -58,7 +65,8 @@ def compare(runs: Iterable[tuple[str, Sequence[Run], Sequence[Run]]]) -> Compari
     """Put competitors side by side, or refuse.
 
     Args:
-        runs: (name, trials, finals) for each; trials may be empty for all of them: settings nobody tuned.
+        runs: (name, trials, finals) for each; trials may be empty for all of them: settings nobody tuned. Trials begin
+            with those of the search, on one seed; those of its best settings on further seeds may follow.
 
     Raises:
         ProtocolError: nothing to compare; unequal numbers of trials; trials that all diverged; an optimum on the edge
@@ -77,7 +85,6 @@ def compare(runs: Iterable[tuple[str, Sequence[Run], Sequence[Run]]]) -> Compari
         if entry.trials:
             _require_tuned(entry)
         _require_one_setting(entry)
-    _require_one_tuning_seed(entries)
     _require_same_seeds(entries)
     _require_same_conditions([run for entry in entries for run in entry.trials], "tuning")
     _require_same_conditions([run for entry in entries for run in entry.finals], "final")
@@ -88,18 +95,29 @@ def as_trials(runs: Iterable[Run]) -> list[Trial]:
     return [Trial(run.setting, run.loss) for run in runs]
 
 
+def leaders(trials: Sequence[Run], count: int) -> list[Setting]:
+    """The settings of the best `count` trials of a search, best first, the earlier of equals."""
+    return [run.setting for run in sorted(trials, key=lambda run: run.loss)[:count]]
+
+
 def chosen(trials: Sequence[Run]) -> Setting:
-    """The setting of the best of a competitor's trials, at least one.
+    """The setting with the lowest mean loss among those that were run on the most seeds.
 
     Raises:
-        ProtocolError: all of them diverged.
+        ProtocolError: none of them has a finite loss.
     """
-    if not any(math.isfinite(run.loss) for run in trials):
+    by_setting: dict[str, list[Run]] = {}
+    for run in trials:
+        by_setting.setdefault(canonical(run.setting), []).append(run)
+    most = max(len(runs) for runs in by_setting.values())
+    means = [(fmean(r.loss for r in runs), runs[0].setting) for runs in by_setting.values() if len(runs) == most]
+    mean, setting = min(means, key=lambda pair: pair[0])
+    if not math.isfinite(mean):
         raise ProtocolError(
             f"none of the {len(trials)} trials of {trials[0].arm} ended with a finite loss; "
             "start its search at a smaller learning rate, or give all optimizers more trials"
         )
-    return best(as_trials(trials)).setting
+    return setting
 
 
 def _require_own_runs(entry: Entry) -> None:
@@ -113,20 +131,24 @@ def _require_own_runs(entry: Entry) -> None:
 
 
 def _require_equal_trials(entries: Sequence[Entry]) -> None:
-    counts = {entry.name: len({(canonical(run.setting), run.seed) for run in entry.trials}) for entry in entries}
-    if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise ProtocolError(f"unequal numbers of tuning trials: {told}; give every optimizer the same")
     for entry in entries:
-        if len(entry.trials) != counts[entry.name]:
+        if len({(canonical(run.setting), run.seed) for run in entry.trials}) < len(entry.trials):
             raise ProtocolError(f"{entry.name} has a tuning trial twice")
+    if len({len(entry.trials) for entry in entries}) > 1:
+        told = ", ".join(f"{entry.name} {len(entry.trials)}" for entry in entries)
+        raise ProtocolError(f"unequal numbers of tuning trials: {told}; give every optimizer the same")
+    for entry in entries[1:]:
+        ours, theirs = (Counter(run.seed for run in each.trials) for each in (entries[0], entry))
+        if ours != theirs:
+            told = f"{entries[0].name} {dict(sorted(ours.items()))}, {entry.name} {dict(sorted(theirs.items()))}"
+            raise ProtocolError(f"different tuning seeds (seed: trials): {told}")
 
 
 def _require_tuned(entry: Entry) -> None:
-    if len({run.seed for run in entry.trials}) > 1:
-        raise ProtocolError(f"{entry.name} was tuned on several seeds, which makes its trials unequal chances")
+    _require_confirmed_alike(entry)
     setting = entry.chosen
-    if not is_bracketed(as_trials(entry.trials)):
+    rates = [run.setting[RATE] for run in entry.trials]
+    if not min(rates) < setting[RATE] < max(rates):
         raise ProtocolError(
             f"the best learning rate of {entry.name}, {setting['lr']:g}, is the smallest or the largest tried; "
             "give all optimizers more trials"
@@ -137,16 +159,18 @@ def _require_tuned(entry: Entry) -> None:
         raise ProtocolError(f"{entry.name} was tuned on seed {min(seen)}, which its final runs use")
 
 
+def _require_confirmed_alike(entry: Entry) -> None:
+    """Every further seed has to run the same settings, all of them the search's: a seed more is a chance more."""
+    searched = {canonical(run.setting) for run in entry.searched}
+    further = {run.seed for run in entry.trials} - {entry.trials[0].seed}
+    confirmed = [{canonical(run.setting) for run in entry.trials if run.seed == seed} for seed in further]
+    if any(settings != confirmed[0] or not settings <= searched for settings in confirmed):
+        raise ProtocolError(f"{entry.name} was tuned on several seeds, which makes its trials unequal chances")
+
+
 def _require_one_setting(entry: Entry) -> None:
     if len({canonical(run.setting) for run in entry.finals}) > 1:
         raise ProtocolError(f"the final runs of {entry.name} have different settings")
-
-
-def _require_one_tuning_seed(entries: Sequence[Entry]) -> None:
-    seeds = {entry.name: entry.trials[0].seed for entry in entries if entry.trials}
-    if len(set(seeds.values())) > 1:
-        told = ", ".join(f"{name} {seed}" for name, seed in seeds.items())
-        raise ProtocolError(f"different tuning seeds: {told}")
 
 
 def _require_same_seeds(entries: Sequence[Entry]) -> None:

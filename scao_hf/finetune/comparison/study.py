@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from scao_hf.finetune.comparison.protocol import Comparison, as_trials, chosen, compare
+from scao_hf.finetune.comparison.protocol import Comparison, as_trials, chosen, compare, leaders
 from scao_hf.finetune.comparison.runs import Run, Setting
 from scao_hf.finetune.comparison.store import RunStore
 from scao_hf.finetune.comparison.tuning import Space, proposals
@@ -30,9 +30,12 @@ class Plan:
 
     Args:
         spaces: by competitor, where its search starts and what it may try.
-        trials: tuning runs of each; 0 takes every `start` as it is.
-        tuning_seed: seed of all tuning runs; none of `seeds`.
+        trials: tuning runs of each on `tuning_seed`; 0 takes every `start` as it is.
+        tuning_seed: seed of the search; none of `seeds`.
         seeds: seeds of the final runs.
+        confirmations: how many of a search's best settings are run on `confirmation_seeds` as well, to choose the one
+            with the lowest mean; 0 takes the best trial.
+        confirmation_seeds: further tuning seeds; none of `seeds`.
 
     Raises:
         ValueError: `tuning_seed` among `seeds`, no seeds, a seed twice, or negative `trials`.
@@ -42,6 +45,13 @@ class Plan:
     trials: int
     tuning_seed: int
     seeds: Sequence[int]
+    confirmations: int = 0
+    confirmation_seeds: Sequence[int] = ()
+
+    @property
+    def tuning_runs(self) -> int:
+        """Runs that tuning takes for each competitor."""
+        return self.trials + self.confirmations * len(self.confirmation_seeds)
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -52,6 +62,12 @@ class Plan:
             raise ValueError(f"trials must not be negative, got {self.trials}")
         if self.trials and self.tuning_seed in self.seeds:
             raise ValueError(f"tuning_seed {self.tuning_seed} is one of the seeds of the final runs; choose another")
+        if seen := {self.tuning_seed, *self.seeds} & set(self.confirmation_seeds):
+            raise ValueError(f"confirmation_seeds must be seeds of their own, got {min(seen)} among the others")
+        if not 0 <= self.confirmations <= self.trials:
+            raise ValueError(f"confirmations must be between 0 and trials={self.trials}, got {self.confirmations}")
+        if bool(self.confirmations) != bool(self.confirmation_seeds):
+            raise ValueError("confirmations and confirmation_seeds go together: give both or neither")
 
 
 def run_study(
@@ -72,7 +88,7 @@ def run_study(
     Raises:
         ProtocolError: see `compare`.
     """
-    courses = {name: _course(space, plan, partial(configure, name)) for name, space in plan.spaces.items()}
+    courses = {name: course(space, plan, partial(configure, name)) for name, space in plan.spaces.items()}
     with _executor(workers) as executor:
         results = _drive(courses, train, store, executor, workers, tell or (lambda line: None))
     return compare((name, *results[name]) for name in plan.spaces)
@@ -91,11 +107,11 @@ def make_runs(
         A run for each configuration.
     """
 
-    def course() -> Course[list[Run]]:
+    def all_at_once() -> Course[list[Run]]:
         return (yield list(configs))
 
     with _executor(workers) as executor:
-        return _drive({"": course()}, train, store, executor, workers, tell or (lambda line: None))[""]
+        return _drive({"": all_at_once()}, train, store, executor, workers, tell or (lambda line: None))[""]
 
 
 Result = TypeVar("Result")
@@ -104,14 +120,16 @@ Answer = list[Run]
 Course = Generator[Request, Answer, Result]
 
 
-def _course(
+def course(
     space: Space, plan: Plan, configure: Callable[[Setting, int], Config]
 ) -> Course[tuple[list[Run], list[Run]]]:
-    """Ask for the runs of one competitor and return its trials and its final runs."""
+    """Ask for the runs of one competitor, batch by batch, and return its trials and its final runs."""
     trials: list[Run] = []
     while len(trials) < plan.trials:
         batch = proposals(space, plan.trials, as_trials(trials))
         trials += yield [configure(setting, plan.tuning_seed) for setting in batch]
+    leading = leaders(trials, plan.confirmations)
+    trials += yield [configure(setting, seed) for seed in plan.confirmation_seeds for setting in leading]
     setting = chosen(trials) if plan.trials else space.start
     finals = yield [configure(setting, seed) for seed in plan.seeds]
     return trials, finals
