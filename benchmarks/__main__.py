@@ -147,6 +147,44 @@ def replay_gradients(
     print(out / "replay" / "summary.md")
 
 
+@app.command("published")
+def measure_published(
+    data_dir: DataDir = None,
+    out: Out = Path("runs/benchmarks"),
+    workers: Workers = 2,
+    seeds: Annotated[str, typer.Option(help="A verdict needs three.")] = "42,43,44",
+    only: Annotated[list[str] | None, typer.Option(help="Claims, such as A1 or '500/*'; repeat it.")] = None,
+    timing: Annotated[
+        bool, typer.Option("--timing", help="Instead of training, time pairs on an idle machine.")
+    ] = False,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Write what the runs at hand say.")] = False,
+    page: Annotated[Path, typer.Option(help="A page whose block of results is replaced, if it is there.")] = Path(
+        "docs/published-claims.md"
+    ),
+    device: Device = "cpu",
+) -> None:
+    """Measure the claims of SCAO 0.1 again, then write tables, figures and the page of claims."""
+    from benchmarks.published.claims import chosen_claims, needed_arms
+    from benchmarks.published.report import write_report
+    from benchmarks.published.runs import RUNS, make_all, write_timing
+    from benchmarks.suite import Machine
+    from scao_hf.finetune.comparison.store import RunStore
+
+    started, folder = time.monotonic(), out / "published"
+    machine, numbers = Machine(data_dir, device, cache=out / "cache"), [int(seed) for seed in seeds.split(",")]
+
+    def tell(line: str) -> None:
+        print(f"[{time.monotonic() - started:7.0f} s] {line}", file=sys.stderr, flush=True)
+
+    if timing:
+        write_timing(machine, folder, tell)
+    elif not report_only:
+        arms = needed_arms(chosen_claims(only or []))
+        make_all(machine, RunStore(folder / RUNS), arms, numbers, workers, tell)
+    for path in write_report(folder, numbers, page if page.exists() else None):
+        print(path)
+
+
 if __name__ == "__main__":
     try:
         app()

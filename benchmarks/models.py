@@ -17,7 +17,7 @@ IGNORED = -100
 
 
 class Shape(NamedTuple):
-    """A GPT's dimensions. Only "1m" is published in full; the others are ours, nearest the published counts."""
+    """A GPT's dimensions."""
 
     width: int
     layers: int
@@ -30,9 +30,14 @@ SHAPES = {
     "1m": Shape(128, 4, 4),
     "5m": Shape(256, 6, 8),
     "10m": Shape(320, 8, 8),
-    # The tables of GPT-2's vocabulary make these the published 125M and 350M, in memory as well; the tokens are bytes.
+    # The tables of GPT-2's vocabulary give these the parameters of GPT-2 small and medium; the tokens are bytes.
     "125m": Shape(768, 12, 12, 1024, GPT2_VOCABULARY),
     "350m": Shape(1024, 24, 16, 1024, GPT2_VOCABULARY),
+    # What the published tables call 5M, 10M, 125M and 350M: 2.7, 4.9, 85 and 302 million parameters.
+    "published-5m": Shape(192, 6, 4),
+    "published-10m": Shape(256, 6, 8, 256),
+    "published-125m": Shape(768, 12, 12, 64),
+    "published-350m": Shape(1024, 24, 16, 64),
 }
 
 

@@ -7,8 +7,8 @@ Every one is given the same parameter groups. A setting is
     betas               (β₁, β₂)
     weight_decay        decoupled, of everything but vectors
 
-and whatever else an optimizer's search turns. Starts are what the literature and earlier measurements suggest; a start
-only saves trials, since the learning rates must bracket the optimum in any case.
+and whatever else an optimizer's search turns, or is to replace what its adapter fixes. Starts are what the literature and
+earlier measurements suggest; a start only saves trials, since the learning rates must bracket the optimum in any case.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def keywords(setting: Setting) -> dict[str, Any]:
 
 def _with_groups(cls: Callable[..., torch.optim.Optimizer], **fixed: Any) -> Build:
     def build(model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
-        return cls(groups_of(model, setting), **keywords(setting), **fixed)
+        return cls(groups_of(model, setting), **{**fixed, **keywords(setting)})
 
     return build
 
@@ -132,7 +132,7 @@ def _with_groups(cls: Callable[..., torch.optim.Optimizer], **fixed: Any) -> Bui
 def _imported(module: str, name: str, **fixed: Any) -> Build:
     def build(model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
         cls = getattr(importlib.import_module(module), name)
-        return cls(groups_of(model, setting, names=False), **keywords(setting), **fixed)
+        return cls(groups_of(model, setting, names=False), **{**fixed, **keywords(setting)})
 
     return build
 
