@@ -128,6 +128,8 @@ def _require_own_runs(entry: Entry) -> None:
             raise ProtocolError(f"{entry.name} is given a run of {run.arm}")
         if untold := [name for name in CONDITIONS if name not in run.conditions]:
             raise ProtocolError(f"a run of {entry.name} does not tell its {_spelled(', '.join(untold))}")
+    if seen := {run.seed for run in entry.trials} & {run.seed for run in entry.finals}:
+        raise ProtocolError(f"{entry.name} was tuned on seed {min(seen)}, which its final runs use")
 
 
 def _require_equal_trials(entries: Sequence[Entry]) -> None:
@@ -155,8 +157,6 @@ def _require_tuned(entry: Entry) -> None:
         )
     if any(canonical(run.setting) != canonical(setting) for run in entry.finals):
         raise ProtocolError(f"{entry.name} has final runs at another setting than its best trial's")
-    if seen := {run.seed for run in entry.trials} & {run.seed for run in entry.finals}:
-        raise ProtocolError(f"{entry.name} was tuned on seed {min(seen)}, which its final runs use")
 
 
 def _require_confirmed_alike(entry: Entry) -> None:

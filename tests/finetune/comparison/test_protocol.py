@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -121,10 +121,10 @@ BREACHES: dict[str, tuple[Break, str]] = {
         lambda parts: (parts[0], [*parts[1], replace(parts[1][0], loss=0.5)], parts[2]),
         "scao has a tuning trial twice",
     ),
-    "trials on several seeds": (changed("trials", 0, seed=2), "scao was tuned on several seeds"),
+    "trials on several seeds": (changed("trials", 0, seed=2), r"different tuning seeds .*scao \{1: 2, 2: 1\}"),
     "trials on another seed": (
         lambda parts: (parts[0], [replace(trial, seed=2) for trial in parts[1]], parts[2]),
-        "different tuning seeds: .*scao 2",
+        r"different tuning seeds .*scao \{2: 3\}",
     ),
     "tuned on a final seed": (
         lambda parts: (parts[0], [replace(trial, seed=43) for trial in parts[1]], parts[2]),
@@ -189,3 +189,43 @@ def test_settings_are_compared_as_they_are_written_down() -> None:
     name, trials, finals = competitor("scao")
     tuples = [replace(final, setting={"betas": (0.9, 0.95), "lr": 2e-3}) for final in finals]
     assert compare([(name, trials, tuples)]).seeds == made.SEEDS
+
+
+def confirmed(arm: str, losses: Mapping[float, Sequence[float]], finals_at: float) -> Parts:
+    """Searched on seed 1, its two best settings confirmed on seeds 2 and 3: the losses of each rate, seed by seed."""
+    trials = [run(arm, rate, loss=values[0]) for rate, values in losses.items()]
+    for place, seed in enumerate((2, 3), 1):
+        trials += [run(arm, rate, seed, loss=values[place]) for rate, values in losses.items() if len(values) > 1]
+    return arm, trials, [run(arm, finals_at, seed) for seed in made.SEEDS]
+
+
+LUCKY_ON_THE_FIRST_SEED = {5e-4: [4.0], 1e-3: [1.0, 3.0, 3.0], 2e-3: [1.5, 1.5, 1.5], 4e-3: [4.0]}
+
+
+def test_the_lowest_mean_over_the_tuning_seeds_is_chosen() -> None:
+    comparison = compare([confirmed(arm, LUCKY_ON_THE_FIRST_SEED, finals_at=2e-3) for arm in ("adamw", "scao")])
+    assert comparison.entries["scao"].chosen["lr"] == 2e-3
+    assert [run.seed for run in comparison.entries["scao"].searched] == [1, 1, 1, 1]
+
+
+def test_a_setting_that_was_not_confirmed_cannot_win() -> None:
+    losses = {**LUCKY_ON_THE_FIRST_SEED, 4e-3: [1.2]}
+    assert compare([confirmed("scao", losses, finals_at=2e-3)]).entries["scao"].chosen["lr"] == 2e-3
+    with pytest.raises(ProtocolError, match="final runs at another setting than its best trial's"):
+        compare([confirmed("scao", losses, finals_at=4e-3)])
+
+
+def test_confirming_more_settings_than_the_others_is_refused() -> None:
+    greedy = {**LUCKY_ON_THE_FIRST_SEED, 5e-4: [4.0, 1.0, 1.0]}
+    with pytest.raises(ProtocolError, match="unequal numbers of tuning trials: adamw 8, scao 10"):
+        compare([confirmed("adamw", LUCKY_ON_THE_FIRST_SEED, 2e-3), confirmed("scao", greedy, 2e-3)])
+
+
+def test_confirming_other_settings_on_each_seed_is_refused() -> None:
+    arm, trials, finals = confirmed("scao", LUCKY_ON_THE_FIRST_SEED, 2e-3)
+    swapped = [
+        replace(trial, setting=trials[0].setting) if trial.seed == 3 and trial.loss == 3.0 else trial
+        for trial in trials
+    ]
+    with pytest.raises(ProtocolError, match="scao was tuned on several seeds"):
+        compare([(arm, swapped, finals)])

@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +233,34 @@ def test_a_plan_that_cannot_be_fair_is_refused_before_any_run(changes: dict[str,
     values = {"spaces": PLAN.spaces, "trials": 6, "tuning_seed": 1, "seeds": SEEDS}
     with pytest.raises(ValueError, match=message):
         Plan(**{**values, **changes})
+
+
+def test_the_best_trials_are_confirmed_on_further_seeds_before_one_is_chosen(path: Path) -> None:
+    def train(config: Config) -> Run:
+        run = made.train(config)
+        unlucky = config["seed"] in (2, 3) and config["setting"] == {"lr": 1e-3, "weight_decay": 0.1}
+        return replace(run, loss=run.loss + 5 * unlucky)
+
+    plan = replace(PLAN, spaces={"a": SPACE}, confirmations=2, confirmation_seeds=(2, 3))
+    entry = studied(path, train, plan=plan).entries["a"]
+    assert len(entry.trials) == plan.tuning_runs == 6 + 2 * 2
+    confirmed = [{canonical(run.setting) for run in entry.trials if run.seed == seed} for seed in (2, 3)]
+    first, second = sorted(entry.searched, key=lambda run: run.loss)[:2]
+    assert confirmed == [{canonical(run.setting) for run in (first, second)}] * 2
+    assert first.setting == {"lr": 1e-3, "weight_decay": 0.1}
+    assert entry.chosen == second.setting
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"confirmations": 2, "confirmation_seeds": (2, 42)}, "got 42 among the others"),
+        ({"confirmations": 2, "confirmation_seeds": (TUNING_SEED,)}, f"got {TUNING_SEED} among the others"),
+        ({"confirmations": 7, "confirmation_seeds": (2,)}, "between 0 and trials=6, got 7"),
+        ({"confirmations": 2}, "go together"),
+        ({"confirmation_seeds": (2,)}, "go together"),
+    ],
+)
+def test_confirmations_need_seeds_of_their_own(changes: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(PLAN, **changes)
