@@ -106,9 +106,22 @@ def made_with(provenance: Provenance) -> str:
         environments.append(provenance.timing_environment)
     hardware = " / ".join(dict.fromkeys(map(hardware_of, environments)))
     versions = " / ".join(dict.fromkeys(map(versions_of, environments)))
-    seeds = f"seed{'s' * (len(provenance.seeds) > 1)} {', '.join(map(str, provenance.seeds))}"
-    tuned = "Not tuned" if provenance.tuning_seed is None else f"Tuned on seed {provenance.tuning_seed}"
-    return f"{hardware}; {versions}. {tuned}, final runs on {seeds}."
+    return f"{hardware}; {versions}. {_tuned(provenance)}, final runs on {_seeds(provenance.seeds)}."
+
+
+def _tuned(provenance: Provenance) -> str:
+    if provenance.tuning_seed is None:
+        return "Not tuned"
+    tuned = f"Tuned on seed {provenance.tuning_seed}"
+    if not provenance.confirmations:
+        return tuned
+    return (
+        f"{tuned}, the best {provenance.confirmations} trials of each also on {_seeds(provenance.confirmation_seeds)}"
+    )
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def hardware_of(environment: Mapping[str, Any]) -> str:

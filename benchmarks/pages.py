@@ -226,8 +226,8 @@ def _searches(summary: Summary) -> list[str]:
     return [
         "## Search",
         "Values tried, the chosen one in bold. Each trial is a full run, judged on the evaluation set of the final "
-        "ones, at a seed that they do not use; `runs.csv` has a row for each. The last column is the version of the "
-        "code that the runs depend on.",
+        "ones, at seeds that they do not use; `runs.csv` has a row for each. The tuning loss is the chosen setting's, "
+        "the mean over the tuning seeds. The last column is the version of the code that the runs depend on.",
         table(["", *coordinates, "trials", "tuning loss", "code"], rows),
         footer(summary.provenance),
     ]

@@ -50,6 +50,9 @@ class Provenance:
     device: str
     tuning_seed: int | None
     """None where nothing was tuned."""
+    confirmations: int
+    """How many of the best trials of each were run on the further tuning seeds as well."""
+    confirmation_seeds: tuple[int, ...]
     seeds: tuple[int, ...]
     environments: tuple[Mapping[str, Any], ...]
     """The different ones among the runs."""
@@ -141,6 +144,8 @@ def _provenance(recorded: Recorded) -> Provenance:
         extras=recorded.extras,
         device=config["device"],
         tuning_seed=plan.tuning_seed if plan.trials else None,
+        confirmations=plan.confirmations,
+        confirmation_seeds=tuple(plan.confirmation_seeds),
         seeds=tuple(plan.seeds),
         environments=_different([run.measures["environment"] for _, run in runs]),
         timing_environment=recorded.timing.environment if recorded.timing else None,
@@ -153,7 +158,7 @@ def text_of(task: str, options: Mapping[str, Any], data: str) -> str:
         return ORIGINS["wikitext", data]
     if task == "encoder":
         return "; ".join(ORIGINS[text, data] for text in ("wikitext", "shakespeare", "gsm8k"))
-    return f"{ORIGINS[options['text'], data]}; the base model was pretrained by the suite on WikiText-2 with AdamW"
+    return f"{ORIGINS[options['text'], data]}; the base model was pretrained by the suite on WikiText-2 with Muon"
 
 
 def target_of(task: str, options: Mapping[str, Any]) -> str:

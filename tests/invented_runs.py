@@ -19,8 +19,8 @@ CONDITIONS = {"initialisation": "i", "evaluation_set": "e", "clipping": 1.0, "sc
 STATE_BYTES = {"adamw": 8_000_000, "scao": 10_000_000}
 
 
-def study(*optimizers: str, trials: int = 4, seeds: tuple[int, ...] = (42, 43, 44)) -> Study:
-    return Study("lm", {"size": "1m", "steps": STEPS}, optimizers, trials, seeds)
+def study(*optimizers: str, trials: int = 4, seeds: tuple[int, ...] = (42, 43, 44), confirmations: int = 0) -> Study:
+    return Study("lm", {"size": "1m", "steps": STEPS}, optimizers, trials, seeds, confirmations)
 
 
 def record(

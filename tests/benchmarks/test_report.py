@@ -175,6 +175,13 @@ def test_untuned_settings_are_said_to_be(tmp_path: Path) -> None:
     assert "loss_by_rate" not in dict(drawn(found, summarise(found)))
 
 
+def test_further_tuning_seeds_are_told(tmp_path: Path) -> None:
+    confirmed = study("adamw", confirmations=2)
+    record(tmp_path / "runs.jsonl", confirmed, LOSSES)
+    told = "Tuned on seed 1, the best 2 trials of each also on seeds 2, 3, final runs on seeds 42, 43, 44."
+    assert told in page_of(tmp_path, confirmed)
+
+
 def test_runs_that_diverged_are_said_to_have_and_decide_nothing(tmp_path: Path) -> None:
     def losses(optimizer: str, setting: Setting, seed: int) -> float:
         return math.inf if optimizer == "scao" and seed == 43 else LOSSES(optimizer, setting, seed)
