@@ -11,6 +11,7 @@ from benchmarks.markdown import (
     footer,
     interval,
     judgement,
+    level,
     made_with,
     reached,
     spread,
@@ -71,7 +72,8 @@ def readme_block(summaries: Sequence[Summary], results: str) -> str:
 
 def _headline(summary: Summary) -> str:
     base = title(BASELINE)
-    header = ["", "final loss", f"− {base} (95%)", "verdict", f"steps to {base}'s loss, ×", "seconds, ×", "state, ×"]
+    difference = f"− {base}{level(summary.supports_claims)}"
+    header = ["", "final loss", difference, "verdict", f"steps to {base}'s loss, ×", "seconds, ×", "state, ×"]
     steps, seconds, states = _step_ratios(summary), _second_ratios(summary), _state_ratios(summary)
     rows = [
         [

@@ -51,6 +51,11 @@ def interval(value: Estimate | None, supports_claims: bool, signed: bool = True)
     return f"{mean} ± {value.half_width:.3f}" if signed else f"{mean} ± {value.half_width:.2f}"
 
 
+def level(supports_claims: bool) -> str:
+    """What a column of intervals says of them; nothing where there are too few seeds for any."""
+    return " (95%)" if supports_claims else ""
+
+
 def judgement(difference: Estimate, supports_claims: bool) -> str:
     """Of a difference of losses."""
     if not math.isfinite(difference.mean):

@@ -10,6 +10,7 @@ from benchmarks.markdown import (
     footer,
     interval,
     judgement,
+    level,
     milliseconds,
     reached,
     setting,
@@ -60,7 +61,15 @@ def description(summary: Summary) -> str:
 def _losses(summary: Summary) -> list[str]:
     judged = any(row.accuracy for row in summary.losses)
     quality = ["final loss", "perplexity", *(["accuracy"] if judged else [])]
-    header = ["", *quality, f"− {title(BASELINE)} (95%)", "verdict", "area", "trials", "setting"]
+    header = [
+        "",
+        *quality,
+        f"− {title(BASELINE)}{level(summary.supports_claims)}",
+        "verdict",
+        "area",
+        "trials",
+        "setting",
+    ]
     rows = [
         [
             title(row.optimizer),
@@ -99,7 +108,7 @@ def _subject_differences(summary: Summary) -> list[str]:
     return [
         f"## {ours} against each",
         f"Final loss of {ours} less the other's, paired by seed.",
-        table(["", f"{ours} − other (95%)", f"{ours} is"], rows),
+        table(["", f"{ours} − other{level(summary.supports_claims)}", f"{ours} is"], rows),
         footer(summary.provenance),
     ]
 
@@ -117,7 +126,8 @@ def notes(summary: Summary) -> list[str]:
 def _time_to_baseline(summary: Summary) -> list[str]:
     base = title(BASELINE)
     timed = any(row.mean_seconds for row in summary.time_to_baseline)
-    header = ["", "steps", f"× {base}'s (95%)", *(["seconds", f"× {base}'s (95%)"] if timed else [])]
+    ratio = f"× {base}'s{level(summary.supports_claims)}"
+    header = ["", "steps", ratio, *(["seconds", ratio] if timed else [])]
     rows = [
         [
             title(row.optimizer),
@@ -136,7 +146,7 @@ def _time_to_baseline(summary: Summary) -> list[str]:
     ]
     return [
         f"## Time to {base}'s final loss",
-        f"The target is the last point of tuned {base}'s own curve at the same seed, on the evaluation batches of the "
+        f"The target is the last point of {base}'s own curve at the same seed, on the evaluation batches of the "
         "curves; steps are interpolated between points. All runs decay their learning rate towards the last step, so "
         f"this is early in the schedule of whoever gets there first. {_on_seconds(timed)}",
         table(header, rows),

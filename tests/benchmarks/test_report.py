@@ -164,6 +164,7 @@ def test_one_seed_claims_nothing_and_has_no_spread(tmp_path: Path) -> None:
     assert "±" not in page.replace("mean ± standard deviation", "")
     assert "No claim: 1 seed; a claim needs three." in page
     assert "lower" not in page
+    assert "95%" not in page
 
 
 def test_untuned_settings_are_said_to_be(tmp_path: Path) -> None:
