@@ -71,7 +71,7 @@ def test_conditions_of_another_seed_are_other_weights_and_batches() -> None:
 def test_frozen_weights_belong_to_the_initialisation() -> None:
     class Frozen(TinyTask):
         def model(self, seed: int) -> Any:
-            model = super().model(seed)
+            model = byte_gpt(tiny_task.SHAPE, seed)
             model.blocks.requires_grad_(False)
             with torch.no_grad():
                 model.blocks[0].up.weight[0, 0] += self.weights
@@ -176,6 +176,23 @@ def test_a_run_is_the_same_whatever_ran_before() -> None:
     assert run() == first
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_training_is_the_plain_loop() -> None:
+    task, losses = TinyTask(clip=0.5), []
+    model, batches = task.model(SEED), task.batches(SEED)
+    for step in range(task.steps):
+        loss = model(*next(batches))
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        norm = torch.cat([grad.flatten() for grad in grads]).norm()
+        rate = 0.5 * task.schedule.factor(step, task.steps) * min(1.0, 0.5 / norm)
+        with torch.no_grad():
+            for parameter, grad in zip(model.parameters(), grads, strict=True):
+                parameter -= rate * grad
+        losses.append(loss.item())
+    outcome = trained(task, sgd)
+    assert outcome.measures["train_losses"] == pytest.approx(losses, abs=1e-4)
+    assert outcome.loss == pytest.approx(mean_loss(model, task.evaluation()), rel=1e-5)
 
 
 def test_training_lowers_the_loss() -> None:

@@ -160,12 +160,11 @@ def _require_tuned(entry: Entry) -> None:
 
 
 def _require_confirmed_alike(entry: Entry) -> None:
-    """Every further seed has to run the same settings, all of them the search's: a seed more is a chance more."""
-    searched = {canonical(run.setting) for run in entry.searched}
-    further = {run.seed for run in entry.trials} - {entry.trials[0].seed}
-    confirmed = [{canonical(run.setting) for run in entry.trials if run.seed == seed} for seed in further]
-    if any(settings != confirmed[0] or not settings <= searched for settings in confirmed):
-        raise ProtocolError(f"{entry.name} was tuned on several seeds, which makes its trials unequal chances")
+    """Every further seed has to run the best settings of the search and no others: a seed more is a chance more."""
+    for seed in sorted({run.seed for run in entry.trials} - {entry.trials[0].seed}):
+        confirmed = {canonical(run.setting) for run in entry.trials if run.seed == seed}
+        if confirmed != {canonical(setting) for setting in leaders(entry.searched, len(confirmed))}:
+            raise ProtocolError(f"on tuning seed {seed}, {entry.name} has trials of others than its best settings")
 
 
 def _require_one_setting(entry: Entry) -> None:

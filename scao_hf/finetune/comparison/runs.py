@@ -25,13 +25,17 @@ class Run:
     """What must be equal between arms at the same seed: initialisation, data order, clipping, evaluation set, schedule,
     token budget. Digests and numbers taken while the run went on, not copied from its configuration."""
     loss: float
-    """On the whole evaluation set, after the last step; infinite for a run that diverged."""
+    """On the whole evaluation set, after the last step; infinite for a run that diverged, which NaN becomes."""
     curve: tuple[tuple[int, float], ...] = ()
     """(step, loss on a fixed part of the evaluation set), steps ascending."""
     step_seconds: float | None = None
     """Seconds per step, evaluation left out. Comparable only between runs that were timed side by side."""
     measures: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else was measured."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.loss):
+            object.__setattr__(self, "loss", math.inf)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: tuples are lists, and a number that is not finite is null."""

@@ -38,7 +38,7 @@ class Plan:
         confirmation_seeds: further tuning seeds; none of `seeds`.
 
     Raises:
-        ValueError: `tuning_seed` among `seeds`, no seeds, a seed twice, or negative `trials`.
+        ValueError: no seeds, a seed twice or in two places, negative `trials`, more confirmations than trials.
     """
 
     spaces: Mapping[str, Space]
@@ -56,8 +56,9 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.seeds:
             raise ValueError("seeds must hold at least one seed for the final runs")
-        if len(self.seeds) != len(set(self.seeds)):
-            raise ValueError(f"seeds must differ, got {list(self.seeds)}")
+        for name, seeds in (("seeds", self.seeds), ("confirmation_seeds", self.confirmation_seeds)):
+            if len(seeds) != len(set(seeds)):
+                raise ValueError(f"{name} must differ, got {list(seeds)}")
         if self.trials < 0:
             raise ValueError(f"trials must not be negative, got {self.trials}")
         if self.trials and self.tuning_seed in self.seeds:

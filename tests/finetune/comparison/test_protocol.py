@@ -209,8 +209,8 @@ def test_the_lowest_mean_over_the_tuning_seeds_is_chosen() -> None:
 
 
 def test_a_setting_that_was_not_confirmed_cannot_win() -> None:
-    losses = {**LUCKY_ON_THE_FIRST_SEED, 4e-3: [1.2]}
-    assert compare([confirmed("scao", losses, finals_at=2e-3)]).entries["scao"].chosen["lr"] == 2e-3
+    losses = {**LUCKY_ON_THE_FIRST_SEED, 2e-3: [1.5, 4.0, 4.0], 4e-3: [1.6], 8e-3: [4.0]}
+    assert compare([confirmed("scao", losses, finals_at=1e-3)]).entries["scao"].chosen["lr"] == 1e-3
     with pytest.raises(ProtocolError, match="final runs at another setting than its best trial's"):
         compare([confirmed("scao", losses, finals_at=4e-3)])
 
@@ -227,5 +227,24 @@ def test_confirming_other_settings_on_each_seed_is_refused() -> None:
         replace(trial, setting=trials[0].setting) if trial.seed == 3 and trial.loss == 3.0 else trial
         for trial in trials
     ]
-    with pytest.raises(ProtocolError, match="scao was tuned on several seeds"):
+    with pytest.raises(ProtocolError, match="on tuning seed 3, scao has trials of others than its best settings"):
         compare([(arm, swapped, finals)])
+
+
+def test_confirming_others_than_the_best_settings_is_refused() -> None:
+    picked = {**LUCKY_ON_THE_FIRST_SEED, 4e-3: [1.2]}
+    with pytest.raises(ProtocolError, match="on tuning seed 2, scao has trials of others than its best settings"):
+        compare([confirmed("scao", picked, finals_at=2e-3)])
+
+
+def test_confirming_on_other_seeds_than_the_others_is_refused() -> None:
+    arm, trials, finals = confirmed("scao", LUCKY_ON_THE_FIRST_SEED, 2e-3)
+    elsewhere = [replace(trial, seed=9) if trial.seed == 3 else trial for trial in trials]
+    with pytest.raises(ProtocolError, match=r"different tuning seeds .*scao \{1: 4, 2: 2, 9: 2\}"):
+        compare([confirmed("adamw", LUCKY_ON_THE_FIRST_SEED, 2e-3), (arm, elsewhere, finals)])
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_a_setting_that_diverges_on_one_tuning_seed_is_not_chosen(loss: float) -> None:
+    losses = {5e-4: [loss], 1e-3: [1.0, loss, 1.0], 2e-3: [1.5, 1.5, 1.5], 4e-3: [4.0]}
+    assert compare([confirmed("scao", losses, finals_at=2e-3)]).entries["scao"].chosen["lr"] == 2e-3

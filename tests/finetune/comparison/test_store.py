@@ -61,6 +61,11 @@ def test_a_run_that_diverged_is_valid_json_and_infinite_again(path: Path) -> Non
     assert back.curve == ((0, 2.0), (5, math.inf))
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_the_worst(loss: float) -> None:
+    assert run(loss=loss).loss == math.inf
+
+
 def test_a_store_gives_tuples_as_lists_before_they_were_read_again(path: Path) -> None:
     store = RunStore(path)
     store.add(config(1), run(setting={"lr": 2e-3, "betas": (0.9, 0.95)}))

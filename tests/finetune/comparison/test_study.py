@@ -256,6 +256,7 @@ def test_the_best_trials_are_confirmed_on_further_seeds_before_one_is_chosen(pat
     [
         ({"confirmations": 2, "confirmation_seeds": (2, 42)}, "got 42 among the others"),
         ({"confirmations": 2, "confirmation_seeds": (TUNING_SEED,)}, f"got {TUNING_SEED} among the others"),
+        ({"confirmations": 2, "confirmation_seeds": (2, 2)}, r"confirmation_seeds must differ, got \[2, 2\]"),
         ({"confirmations": 7, "confirmation_seeds": (2,)}, "between 0 and trials=6, got 7"),
         ({"confirmations": 2}, "go together"),
         ({"confirmation_seeds": (2,)}, "go together"),
