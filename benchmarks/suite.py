@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import adaptation, lm
+from benchmarks import adaptation, encoder, lm
 from benchmarks.environment import environment
 from benchmarks.optimizers import ADAPTERS
 from benchmarks.timing import interleaved
@@ -20,7 +20,7 @@ from scao_hf.finetune.comparison.protocol import Comparison
 from scao_hf.finetune.comparison.runs import Run, Setting
 from scao_hf.finetune.comparison.store import RunStore
 from scao_hf.finetune.comparison.study import Config, Plan, Tell, run_study
-from scao_hf.finetune.comparison.tuning import Space
+from scao_hf.finetune.comparison.tuning import RATE, Space
 
 TUNING_SEED, CONFIRMATION_SEEDS = 1, (2, 3)
 SEEDS = (42, 43, 44)
@@ -66,10 +66,15 @@ def _adaptation(machine: Machine, **options: Any) -> adaptation.Adaptation:
     return adaptation.Adaptation(folder=machine.folder, cache=machine.cache, **options)
 
 
+def _encoder(machine: Machine, **options: Any) -> encoder.Classification:
+    return encoder.Classification(folder=machine.folder, **options)
+
+
 TASKS = {
     "lm": Kind(_language_modelling, lm.VERSION),
     "lora": Kind(_adaptation, adaptation.VERSION),
     "full": Kind(partial(_adaptation, rank=None), adaptation.VERSION),
+    "encoder": Kind(_encoder, encoder.VERSION, encoder.run),
 }
 
 
@@ -140,6 +145,7 @@ class Study:
         trials: tuning runs of each on `TUNING_SEED`.
         seeds: of the final runs.
         confirmations: how many of the best trials are run on `CONFIRMATION_SEEDS` before one is chosen.
+        rate: factor on the learning rates at which the searches start.
     """
 
     task: str
@@ -148,17 +154,21 @@ class Study:
     trials: int
     seeds: Sequence[int] = SEEDS
     confirmations: int = 0
+    rate: float = 1.0
 
     def plan(self) -> Plan:
-        lora = self.task == "lora"
         return Plan(
-            {name: ADAPTERS[name].space(lora) for name in self.optimizers},
+            {name: self._space(name) for name in self.optimizers},
             self.trials,
             TUNING_SEED,
             self.seeds,
             self.confirmations,
             CONFIRMATION_SEEDS if self.confirmations else (),
         )
+
+    def _space(self, optimizer: str) -> Space:
+        space = ADAPTERS[optimizer].space(lora=self.task == "lora")
+        return replace(space, start={**space.start, RATE: self.rate * space.start[RATE]})
 
     def run(self, machine: Machine, store: RunStore, workers: int, tell: Tell) -> Comparison:
         task = make_task(machine, {"name": self.task, **self.options})
@@ -208,6 +218,8 @@ STUDIES: dict[str, Study] = {
         for rank in (8, 16, 64)
     },
     **{f"full-{text}": Study("full", {"text": text}, MATRIX_OPTIMIZERS, trials=6) for text in ("shakespeare", "gsm8k")},
+    # BERT's layer norms come after the residual sums, and let it train at smaller learning rates only.
+    "encoder": Study("encoder", {"steps": 300}, MATRIX_OPTIMIZERS, trials=6, rate=0.25),
     "lm-10m": Study("lm", {"size": "10m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=4),
 }
 
