@@ -7,8 +7,8 @@ Every one is given the same parameter groups. A setting is
     betas               (β₁, β₂)
     weight_decay        decoupled, of everything but vectors
 
-and whatever else an optimizer's search turns, or is to replace what its adapter fixes. Starts are what the literature and
-earlier measurements suggest; a start only saves trials, since the learning rates must bracket the optimum in any case.
+and whatever else an optimizer's search turns, or is to replace what its adapter fixes. Starts are what the literature
+and earlier measurements suggest; a start only saves trials, since the learning rates must bracket the optimum anyway.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from typing import Any
 import torch
 from torch import nn
 
-import scao_hf
-from benchmarks.muon import Muon
-from scao_hf import SCAO, SOAP, PublishedSCAO, parameter_groups
-from scao_hf.finetune.comparison.runs import Setting
+from scao_hf import parameter_groups
+from scao_hf.finetune.comparison.runs import Setting, digest
 from scao_hf.finetune.comparison.tuning import Space
 
 Build = Callable[[nn.Module, Setting], torch.optim.Optimizer]
 FAST, EVEN, SLOW = (0.9, 0.95), (0.95, 0.95), (0.9, 0.99)
 """Betas that are tried."""
+ROOT = Path(__file__).resolve().parent.parent
+OWN_PACKAGES = ("scao_hf.", "benchmarks.")
 AUXILIARY_KINDS = ("embedding", "head", "vector")
 COMMON = ("lr", "auxiliary", "betas", "weight_decay")
 
@@ -60,8 +60,8 @@ class Adapter:
     lora_start: Setting | None = None
     package: str | None = None
     owns_schedule: bool = False
-    source: str = field(default="benchmarks")
-    """What its runs depend on: "scao_hf", "benchmarks" (with torch) or a distribution's name."""
+    source: str = ""
+    """What its runs depend on beside torch: a module of the project, with all it imports from it, or a distribution."""
 
     @property
     def is_available(self) -> bool:
@@ -76,20 +76,38 @@ class Adapter:
 
     def version(self) -> str:
         """What a cached run of it depends on beside its configuration."""
-        if self.source == "scao_hf":
-            return source_digest(Path(scao_hf.__file__).parent, ("numerics", "optim"))
-        if self.source == "benchmarks":
-            return f"torch {torch.__version__.partition('+')[0]}"
-        return f"{self.source} {importlib.metadata.version(self.source)}"
+        parts = [f"torch {torch.__version__.partition('+')[0]}"]
+        if self.source.startswith(OWN_PACKAGES):
+            parts.append(f"{self.source} {code_digest(self.source)}")
+        elif self.source:
+            parts.append(f"{self.source} {importlib.metadata.version(self.source)}")
+        if fixed := getattr(self.build, "fixed", None):
+            parts.append(f"fixed {digest(fixed)}")
+        return ", ".join(parts)
 
 
-def source_digest(package: Path, folders: Sequence[str]) -> str:
-    """16 hexadecimal digits of the code in some folders; comments, docstrings and formatting do not count."""
+def code_digest(module: str, root: Path = ROOT) -> str:
+    """16 hexadecimal digits of the code of one of the project's modules and of all it imports from the project.
+
+    Comments, docstrings and formatting do not count.
+    """
     state = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in (package / folder).rglob("*.py")):
-        state.update(path.relative_to(package).as_posix().encode())
-        state.update(ast.dump(_without_docstrings(ast.parse(path.read_text(encoding="utf-8")))).encode())
+    for name, tree in sorted(_with_imports(module, root, {}).items()):
+        state.update(name.encode())
+        state.update(ast.dump(_without_docstrings(tree)).encode())
     return state.hexdigest()[:16]
+
+
+def _with_imports(module: str, root: Path, found: dict[str, ast.Module]) -> dict[str, ast.Module]:
+    """Syntax trees by module, added to `found`."""
+    path = root.joinpath(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    found[module] = ast.parse(path.read_text(encoding="utf-8"))
+    imported = [node.module for node in ast.walk(found[module]) if isinstance(node, ast.ImportFrom) and node.module]
+    for name in imported:
+        if name.startswith(OWN_PACKAGES) and name not in found:
+            _with_imports(name, root, found)
+    return found
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
@@ -122,19 +140,19 @@ def keywords(setting: Setting) -> dict[str, Any]:
     return {"lr": setting["lr"], "weight_decay": setting["weight_decay"], "betas": tuple(setting["betas"]), **own}
 
 
-def _with_groups(cls: Callable[..., torch.optim.Optimizer], **fixed: Any) -> Build:
-    def build(model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
-        return cls(groups_of(model, setting), **{**fixed, **keywords(setting)})
+@dataclass(frozen=True)
+class FromGroups:
+    """Builds a class of optimizers from the common groups; a setting's own values override what is fixed here."""
 
-    return build
+    module: str
+    name: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    names: bool = True
+    """Whether the class knows groups of (name, parameter)."""
 
-
-def _imported(module: str, name: str, **fixed: Any) -> Build:
-    def build(model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
-        cls = getattr(importlib.import_module(module), name)
-        return cls(groups_of(model, setting, names=False), **{**fixed, **keywords(setting)})
-
-    return build
+    def __call__(self, model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
+        cls = getattr(importlib.import_module(self.module), self.name)
+        return cls(groups_of(model, setting, self.names), **{**self.fixed, **keywords(setting)})
 
 
 def _lora_plus(model: Any, setting: Setting) -> torch.optim.Optimizer:
@@ -175,48 +193,50 @@ SHAMPOO = {
 ADAPTERS: dict[str, Adapter] = {
     "adamw": Adapter(
         "AdamW",
-        _with_groups(torch.optim.AdamW, fused=True),
+        FromGroups("torch.optim", "AdamW", {"fused": True}),
         _setting(4e-3, 1.0, FAST),
         _others(0.5),
         _lora_setting(1e-2),
     ),
     "scao": Adapter(
         "SCAO",
-        _with_groups(SCAO),
+        FromGroups("scao_hf", "SCAO"),
         _setting(8e-3, 0.5, EVEN),
         _others(1.0),
         _lora_setting(1e-2),
-        source="scao_hf",
+        source="scao_hf.optim.scao",
     ),
     "scao_published": Adapter(
         "SCAO as published",
-        _with_groups(PublishedSCAO, warmup_steps=100, precond_freq=10, k_max=64),
+        FromGroups("scao_hf", "PublishedSCAO", {"warmup_steps": 100, "precond_freq": 10, "k_max": 64}),
         _setting(4e-3, 1.0, FAST),
         _others(0.5),
         _lora_setting(1e-2),
-        source="scao_hf",
+        source="scao_hf.optim.published",
     ),
     "soap": Adapter(
         "SOAP",
-        _with_groups(SOAP),
+        FromGroups("scao_hf", "SOAP"),
         _setting(8e-3, 0.5, EVEN),
         _others(1.0),
         _lora_setting(1e-2),
-        source="scao_hf",
+        source="scao_hf.optim.soap",
     ),
     "muon": Adapter(
         "Muon",
-        _with_groups(Muon),
+        FromGroups("benchmarks.muon", "Muon"),
         _setting(2e-2, 0.2, EVEN),
         _others(0.4),
         _lora_setting(1e-2),
+        source="benchmarks.muon",
     ),
     "normuon": Adapter(
         "NorMuon-like",
-        _with_groups(Muon, normalise_rows=True),
+        FromGroups("benchmarks.muon", "Muon", {"normalise_rows": True}),
         _setting(2e-2, 0.2, EVEN),
         _others(0.4),
         _lora_setting(1e-2),
+        source="benchmarks.muon",
     ),
     "loraplus": Adapter(
         "LoRA+",
@@ -238,7 +258,7 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "soap_pytorch_optimizer": Adapter(
         "SOAP (pytorch-optimizer)",
-        _imported("pytorch_optimizer", "SOAP"),
+        FromGroups("pytorch_optimizer", "SOAP", names=False),
         _setting(8e-3, 0.5, EVEN),
         _others(1.0),
         _lora_setting(1e-2),
@@ -247,7 +267,7 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "shampoo": Adapter(
         "Shampoo (pytorch-optimizer)",
-        _imported("pytorch_optimizer", "ScalableShampoo", **SHAMPOO),
+        FromGroups("pytorch_optimizer", "ScalableShampoo", SHAMPOO, names=False),
         _setting(4e-3, 1.0, FAST),
         _others(0.5),
         _lora_setting(1e-2),
@@ -256,7 +276,7 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "scao_pypi": Adapter(
         "SCAO (PyPI)",
-        _imported("scao", "SCAO", warmup_steps=25, precond_freq=10, k_max=64),
+        FromGroups("scao", "SCAO", {"warmup_steps": 25, "precond_freq": 10, "k_max": 64}, names=False),
         _setting(4e-3, 1.0, FAST),
         _others(0.5),
         _lora_setting(1e-2),
@@ -265,7 +285,7 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "schedulefree": Adapter(
         "Schedule-Free AdamW",
-        _imported("schedulefree", "AdamWScheduleFree"),
+        FromGroups("schedulefree", "AdamWScheduleFree", names=False),
         _setting(4e-3, 1.0, FAST),
         _others(0.5),
         _lora_setting(1e-2),
@@ -275,7 +295,7 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "adamw8bit": Adapter(
         "AdamW 8-bit",
-        _imported("bitsandbytes.optim", "AdamW8bit"),
+        FromGroups("bitsandbytes.optim", "AdamW8bit", names=False),
         _setting(4e-3, 1.0, FAST),
         _others(0.5),
         _lora_setting(1e-2),

@@ -72,7 +72,8 @@ def interleaved(
     for name, build in builds.items():
         model = task.model(SEED).to(device)
         runners[name] = _Runner(model, build(model), task.batches(SEED), task.clip, device)
-        runners[name].block(settle)
+        if settle:
+            runners[name].block(settle)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
     for _ in range(blocks):
         for name, runner in runners.items():

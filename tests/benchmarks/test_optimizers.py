@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 
 from benchmarks.adaptation import with_lora
 from benchmarks.models import byte_gpt
-from benchmarks.optimizers import ADAPTERS, groups_of, keywords, source_digest
+from benchmarks.optimizers import ADAPTERS, code_digest, groups_of, keywords
 from scao_hf.finetune.comparison.runs import Setting, canonical
 
 PLACES = [
@@ -160,46 +159,55 @@ def test_what_is_not_common_is_handed_to_the_constructor() -> None:
 
 SOURCE = '''"""A module."""
 
+from scao_hf.numerics.powers import double
 
-def double(x: int) -> int:
-    """Twice x."""
-    return 2 * x  # exactly
+
+def quadruple(x: int) -> int:
+    """Four times x."""
+    return 2 * double(x)  # exactly
 '''
-REFORMATTED = "def double(\n    x: int,\n) -> int: return 2*x\n"
+REFORMATTED = (
+    "from scao_hf.numerics.powers import double\n\ndef quadruple(\n    x: int,\n) -> int: return 2*double(x)\n"
+)
+IMPORTED = "def double(x):\n    return 2 * x\n"
 
 
-def digested(folder: Path, files: Mapping[str, str]) -> str:
-    for name, text in files.items():
-        path = folder / name
+def digested(folder: Path, optimizer: str = SOURCE, imported: str = IMPORTED, **others: str) -> str:
+    for name, text in {"optim/soap": optimizer, "numerics/powers": imported, **others}.items():
+        path = folder / "scao_hf" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    return source_digest(folder, ("optim",))
+    return code_digest("scao_hf.optim.soap", folder)
 
 
 def test_comments_docstrings_and_formatting_do_not_change_the_digest_of_code(tmp_path: Path) -> None:
-    reference = digested(tmp_path / "one", {"optim/a.py": SOURCE})
-    assert digested(tmp_path / "two", {"optim/a.py": REFORMATTED, "other/b.py": "x = 1", "b.py": "y"}) == reference
+    assert digested(tmp_path / "one") == digested(tmp_path / "two", REFORMATTED)
+
+
+def test_what_is_not_imported_does_not_change_the_digest(tmp_path: Path) -> None:
+    assert digested(tmp_path / "one") == digested(tmp_path / "two", **{"optim/scao": "x = 1"})
 
 
 @pytest.mark.parametrize(
-    "files",
+    "changes",
     [
-        {"optim/a.py": SOURCE.replace("2 * x", "x * 2")},
-        {"optim/a.py": SOURCE.replace("return 2 * x", "return 2 * x + 0")},
-        {"optim/a.py": SOURCE.replace("double(x", "double(y").replace("* x", "* y")},
-        {"optim/b.py": SOURCE},
-        {"optim/inner/a.py": SOURCE},
-        {"optim/a.py": SOURCE, "optim/b.py": ""},
-        {"optim/a.py": SOURCE + 'NAME = "a text that is a value"\n'},
+        {"optimizer": SOURCE.replace("2 * double(x)", "double(x) * 2")},
+        {"optimizer": SOURCE + 'NAME = "a text that is a value"\n'},
+        {"imported": IMPORTED.replace("2 * x", "x + x")},
     ],
 )
-def test_code_and_its_place_change_the_digest(tmp_path: Path, files: dict[str, str]) -> None:
-    assert digested(tmp_path / "two", files) != digested(tmp_path / "one", {"optim/a.py": SOURCE})
+def test_code_and_what_it_imports_change_the_digest(tmp_path: Path, changes: dict[str, str]) -> None:
+    assert digested(tmp_path / "one") != digested(tmp_path / "two", **changes)
 
 
-def test_versions_say_where_the_code_comes_from() -> None:
-    assert ADAPTERS["adamw"].version() == f"torch {torch.__version__.split('+')[0]}"
-    assert len(ADAPTERS["scao"].version()) == 16
-    assert ADAPTERS["scao"].version() == ADAPTERS["soap"].version()
+def test_versions_name_all_that_a_cached_run_depends_on() -> None:
+    torch_version = f"torch {torch.__version__.split('+')[0]}"
+    assert ADAPTERS["adamw"].version().startswith(f"{torch_version}, fixed ")
+    assert ADAPTERS["scao"].version() == f"{torch_version}, scao_hf.optim.scao {code_digest('scao_hf.optim.scao')}"
+    assert ADAPTERS["muon"].version() == f"{torch_version}, benchmarks.muon {code_digest('benchmarks.muon')}"
+    assert ADAPTERS["normuon"].version() != ADAPTERS["muon"].version()  # it fixes an option
+
+
+def test_a_distribution_is_named_with_its_version() -> None:
     pytest.importorskip("peft")
-    assert ADAPTERS["loraplus"].version().startswith("peft ")
+    assert ", peft " in ADAPTERS["loraplus"].version()
