@@ -8,6 +8,7 @@ import typer
 
 from scao_hf._version import __version__
 
+from .compare import compare
 from .console import say
 from .demo import demo
 from .doctor import doctor
@@ -26,6 +27,7 @@ QUICK_START = f"""\
   Change any setting                {PROGRAM} train lora-sft ... training.learning_rate=1e-4
   Write your own recipe             {PROGRAM} recipes copy lora-sft mine.yaml
   and train it                      {PROGRAM} train mine.yaml
+  Compare optimizers on your data   {PROGRAM} compare mine.yaml --optim scao --optim adamw_torch
   Something wrong?                  {PROGRAM} doctor
 
 Every command explains itself with --help."""
@@ -43,6 +45,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(train)
+app.command()(compare)
 app.add_typer(recipes, name="recipes")
 app.command()(doctor)
 

@@ -23,6 +23,7 @@ EXIT_CODES = {
     5: "out of memory",
     6: "the loss diverged",
     7: "disk",
+    8: "an --assert of compare is false",
     130: "Ctrl-C",
     143: "SIGTERM",
 }
@@ -33,7 +34,9 @@ UsageError: Any = typer.BadParameter.__base__
 ClickError: Any = UsageError.__base__
 
 EXTRA_OF = {
-    **dict.fromkeys(("torch", "transformers", "accelerate", "datasets", "peft", "trl", "yaml"), "cli"),
+    **dict.fromkeys(
+        ("torch", "transformers", "accelerate", "datasets", "peft", "trl", "yaml", "jinja2", "matplotlib"), "cli"
+    ),
     "tensorboard": "tensorboard",
     "wandb": "wandb",
 }

@@ -14,6 +14,7 @@ EXIT_CODES = {
     "memory": 5,
     "diverged": 6,
     "disk": 7,
+    "assert": 8,
 }
 """Exit code by the part of an error's code before its dot; every other error exits with 1."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +149,15 @@ def _is_patched(tokenizer: PreTrainedTokenizerBase) -> bool:
         return get_training_chat_template(tokenizer) is not None
     except ValueError:
         return False
+
+
+def fingerprint(config: PretrainedConfig, reference: str) -> str:
+    """What tells one state of a model from another: the hub's commit, or the files of a directory with their times."""
+    if not Path(reference).is_dir():
+        return f"commit:{getattr(config, '_commit_hash', None)}"
+    files = sorted(file for file in Path(reference).iterdir() if file.is_file())
+    listed = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return f"files:{sha256(repr(listed).encode()).hexdigest()}"
 
 
 def check_lengths(config: PretrainedConfig, max_length: int | None) -> None:

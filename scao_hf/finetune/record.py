@@ -44,6 +44,15 @@ def check_directory(directory: Path, overwrite: bool) -> None:
         if not (directory / RUN).is_file():
             message = f"{directory} is not the directory of a run (no {RUN}), so it is not overwritten"
             raise FinetuneError("config.output-exists", message, "training.output_dir=NEW")
+    check_permission(directory)
+
+
+def check_permission(directory: Path) -> None:
+    """Refuse a directory that cannot be written or made.
+
+    Raises:
+        FinetuneError: disk.permission.
+    """
     existing = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
     if not os.access(existing, os.W_OK):
         raise FinetuneError("disk.permission", f"no permission to write {existing}", "set training.output_dir")

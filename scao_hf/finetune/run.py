@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,12 +21,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from scao_hf.finetune.data import Rows
+    from scao_hf.finetune.evaluate import Evaluation
     from scao_hf.finetune.progress import Reporter
     from scao_hf.finetune.record import RunRecord
     from scao_hf.finetune.sample import Prompt
     from scao_hf.finetune.trainer import GuardedTrainer
+    from scao_hf.finetune.witness import WitnessedTrainer
 
-__all__ = ["EvalMetrics", "FinetuneReport", "Observer", "RunInfo", "Silence", "StepMetrics", "finetune"]
+__all__ = [
+    "EvalMetrics",
+    "FinetuneReport",
+    "Measurement",
+    "Observer",
+    "RunInfo",
+    "Silence",
+    "StepMetrics",
+    "answers",
+    "finetune",
+    "identify",
+    "measure",
+]
 
 # TrainingArguments writes it, and in releases before 5 the next run of the process takes it for its own setting.
 _MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
@@ -63,6 +80,24 @@ class FinetuneReport:
         return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What a run came to of which nothing else is kept. Losses are nats per supervised token on the held-out rows."""
+
+    info: RunInfo
+    loss: float
+    """After the last step; infinite for a run that diverged."""
+    curve: tuple[tuple[int, float], ...]
+    """(step, loss), from step 0 on, as far as it is finite."""
+    conditions: Mapping[str, Any]
+    """See `Witness.conditions`."""
+    step_seconds: float
+    """Seconds of training per step, evaluation left out."""
+    optimizer_state_bytes: int
+    diverged_at: int | None
+    """The step in which a number was not finite."""
+
+
 def finetune(recipe: Recipe, observer: Observer | None = None, *, overwrite: bool = False) -> FinetuneReport:
     """Fine-tune as the recipe says: evaluate, train, evaluate again, and save.
 
@@ -92,8 +127,68 @@ def finetune(recipe: Recipe, observer: Observer | None = None, *, overwrite: boo
     observer.stage("loading torch and transformers")
     from scao_hf.finetune.quiet import quiet
 
-    with quiet(), _restored(_MIXED_PRECISION), _answers(output_dir), _no_trace(output_dir):
+    with quiet(), _restored(_MIXED_PRECISION), answers(output_dir), _no_trace(output_dir):
         return _Run(recipe, observer, output_dir).report()
+
+
+def measure(recipe: Recipe, seed: int, observer: Observer | None = None) -> Measurement:
+    """Train as the recipe says, keep nothing but measurements, and note under which conditions they were taken.
+
+    A run that diverges is measured as well: its loss is infinite.
+
+    Args:
+        recipe: from `load_recipe`; holds rows out. `training.seed` decides which, `training.output_dir` is not used.
+        seed: of the adapter's start and of the order of the batches.
+        observer: told of every stage, step and evaluation; silent by default.
+
+    Raises:
+        FinetuneError: as `finetune`.
+        Interrupted: Ctrl-C or SIGTERM, after the step in hand; nothing is saved.
+    """
+    observer = Silence() if observer is None else observer
+    observer.stage("loading torch and transformers")
+    from scao_hf.finetune.quiet import quiet
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="scao-finetune-") as name, quiet(), _restored(_MIXED_PRECISION):
+            folder = Path(name)
+            with answers(folder):
+                return _MeasuredRun(recipe, seed, observer, folder).measurement()
+    finally:
+        _release_memory()
+
+
+def identify(recipe: Recipe, observer: Observer | None = None) -> dict[str, Any]:
+    """What tells the recipe's model and data from other ones, as plain values, after all checks that need no weights.
+
+    Raises:
+        FinetuneError: as `finetune`, for what can be seen without weights.
+    """
+    from scao_hf.finetune import model, settings
+
+    settings.require_complete(recipe)
+    observer = Silence() if observer is None else observer
+    observer.stage("loading torch and transformers")
+    from scao_hf.finetune.quiet import quiet
+
+    output_dir = settings.output_directory(recipe)
+    with quiet(), _restored(_MIXED_PRECISION), answers(output_dir):
+        run = _Run(recipe, observer, output_dir)
+        run._load_light()
+        return {
+            "data": run.rows.fingerprint,
+            "model": model.fingerprint(run.config, run.reference),
+            "device": str(run.device),
+        }
+
+
+def _release_memory() -> None:
+    """Give a finished run's model back before the next one is loaded; a trainer is full of circles."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _is_first_process() -> bool:
@@ -113,8 +208,8 @@ def _restored(variable: str) -> Iterator[None]:
 
 
 @contextmanager
-def _answers(output_dir: Path) -> Iterator[None]:
-    """Turn the libraries' exceptions that have an answer into errors that state it."""
+def answers(output_dir: Path) -> Iterator[None]:
+    """Turn exceptions of the libraries and of the system that have an answer into errors that state it."""
     from scao_hf.finetune.failures import translated
 
     try:
@@ -149,6 +244,7 @@ class _Run:
         self.recipe = recipe
         self.observer = observer
         self.output_dir = output_dir
+        self.split_seed = int(recipe.training.get("seed", 42))
 
     def report(self) -> FinetuneReport:
         self._load_light()
@@ -186,7 +282,7 @@ class _Run:
         self.tokenizer: PreTrainedTokenizerBase = model.load_tokenizer(recipe.model, self.reference)
         self.observer.stage("reading the data")
         template = model.chat_template(self.tokenizer, recipe.training.get("chat_template_path"))
-        self.rows: Rows = prepare_rows(recipe.data, int(recipe.training.get("seed", 42)), template)
+        self.rows: Rows = prepare_rows(recipe.data, self.split_seed, template)
         if not self.rows.conversational and self.tokenizer.eos_token is None:
             message = "the tokenizer has no end-of-text token, so the model could not learn where a row ends"
             raise FinetuneError("model.no-eos-token", message, "set eos_token in its tokenizer_config.json")
@@ -206,14 +302,13 @@ class _Run:
         from transformers import PrinterCallback, ProgressCallback, set_seed
 
         from scao_hf.finetune import preflight, settings
-        from scao_hf.finetune.trainer import GuardedTrainer
         from scao_hf.hf.callback import SCAOMonitorCallback
 
         self.observer.stage("tokenizing")
         # The adapter's start is random, and older releases of TRL leave the seed to the caller.
         set_seed(self.args.seed)
         lora = None if self.recipe.lora is None else LoraConfig(task_type="CAUSAL_LM", **self.recipe.lora)
-        self.trainer: GuardedTrainer = GuardedTrainer(
+        self.trainer: GuardedTrainer = self._trainer_class()(
             model=self.model,
             args=self.args,
             train_dataset=Dataset.from_list(self.rows.train),
@@ -227,6 +322,11 @@ class _Run:
         self.funnel = dict(self.rows.funnel)
         preflight.check(self.trainer, self.recipe, self.model, self.funnel)
         self.steps = settings.settle_steps(self.trainer.args, self.recipe, len(self._train_dataset()))
+
+    def _trainer_class(self) -> type[GuardedTrainer]:
+        from scao_hf.finetune.trainer import GuardedTrainer
+
+        return GuardedTrainer
 
     def _train_dataset(self) -> Any:
         return self.trainer.train_dataset
@@ -416,6 +516,65 @@ class _Run:
             sample_before=samples[1],
             sample_after=samples[2],
         )
+
+
+class _MeasuredRun(_Run):
+    """A run that is watched by a witness and saves nothing."""
+
+    trainer: WitnessedTrainer
+
+    def __init__(self, recipe: Recipe, seed: int, observer: Observer, output_dir: Path) -> None:
+        super().__init__(recipe, observer, output_dir)
+        training = {**recipe.training, "seed": seed, "output_dir": str(output_dir)}
+        self.recipe = replace(recipe, training=training)
+
+    def _trainer_class(self) -> type[GuardedTrainer]:
+        from scao_hf.finetune.witness import WitnessedTrainer
+
+        return WitnessedTrainer
+
+    def measurement(self) -> Measurement:
+        self._load_light()
+        self._load_weights()
+        self._build_trainer()
+        info, curve = self._info(), self._watch()
+        self.observer.begin(info)
+        self.trainer.evaluate()
+        self._train()
+        if curve[-1][0] != self.trainer.state.global_step:
+            self.trainer.evaluate()
+        trainer = self.trainer
+        diverged = trainer.diverged_at is not None
+        seconds = trainer.seconds_to_divergence if diverged else trainer.stopwatch.seconds
+        return Measurement(
+            info=info,
+            loss=math.inf if diverged else curve[-1][1],
+            curve=tuple(curve),
+            conditions=trainer.witness.conditions(),
+            step_seconds=seconds / (trainer.diverged_at or trainer.state.global_step),
+            optimizer_state_bytes=state_bytes(trainer.optimizer),
+            diverged_at=trainer.diverged_at,
+        )
+
+    def _watch(self) -> list[tuple[int, float]]:
+        """Bring in the witness and the observer; the list that is returned will take the losses in."""
+        from scao_hf.finetune.progress import Reporter
+        from scao_hf.finetune.record import RunRecord
+        from scao_hf.finetune.witness import Witness
+
+        trainer, curve = self.trainer, []
+        trainer.witness = Witness(trainer)
+        reporter = Reporter(trainer, self.observer, RunRecord(self.output_dir, {}, "", writes=False))
+        reporter.moment = "during"
+
+        def evaluated(result: Evaluation, seconds: float) -> None:
+            curve.append((trainer.state.global_step, result.loss))
+            reporter.evaluated(result, seconds)
+
+        trainer.on_evaluated = evaluated
+        trainer.add_callback(trainer.witness)
+        trainer.add_callback(reporter)
+        return curve
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:

@@ -67,13 +67,14 @@ class GuardedTrainer(SFTTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
-            raise self._diverged("diverged.loss", f"the loss became {float(loss)}")
+            self.diverged("diverged.loss", f"the loss became {float(loss)}")
         return loss
 
-    def _diverged(self, code: str, what: str) -> FinetuneError:
+    def diverged(self, code: str, what: str) -> None:
+        """Called where a number is not finite, before it reaches the weights; ends the run."""
         step = self.state.global_step + 1
         hint = "lower training.learning_rate, or set training.max_grad_norm; float16 often needs bfloat16 or float32"
-        return FinetuneError(code, f"{what} in step {step} of {self.state.max_steps}", hint)
+        raise FinetuneError(code, f"{what} in step {step} of {self.state.max_steps}", hint)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -169,7 +170,7 @@ class _FiniteGradients(TrainerCallback):
             return
         gradients = [parameter.grad for parameter in kwargs["model"].parameters() if parameter.grad is not None]
         if not all_finite(gradients):
-            raise self.trainer._diverged("diverged.gradient", "the gradient is not finite")
+            self.trainer.diverged("diverged.gradient", "the gradient is not finite")
 
 
 def all_finite(tensors: Any) -> bool:

@@ -139,8 +139,9 @@ def _draw_curve(axes: Axes, name: str, points: Sequence[tuple[float, Sequence[fl
 
 def _mark_target(axes: Axes, target: float) -> None:
     axes.axhline(target, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-    end: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
-    axes.annotate(f"target {target:.3f}", (1, target), (0, 4), color=GREY, fontsize=9, **end)
+    # At the left, where the curves are still far above it.
+    start: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    axes.annotate(f"target {target:.3f}", (0, target), (4, 4), color=GREY, fontsize=9, **start)
 
 
 def _draw_rates(
