@@ -166,9 +166,11 @@ def quadruple(x: int) -> int:
     """Four times x."""
     return 2 * double(x)  # exactly
 '''
-REFORMATTED = (
-    "from scao_hf.numerics.powers import double\n\ndef quadruple(\n    x: int,\n) -> int: return 2*double(x)\n"
-)
+REFORMATTED = """from scao_hf.numerics.powers import double
+def quadruple(
+    x: int,
+) -> int: return 2*double(x)
+"""
 IMPORTED = "def double(x):\n    return 2 * x\n"
 
 
