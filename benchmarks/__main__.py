@@ -185,6 +185,40 @@ def measure_published(
         print(path)
 
 
+@app.command("step")
+def measure_steps(
+    names: Annotated[list[str] | None, typer.Argument(help="Models; all without one.")] = None,
+    out: Out = Path("runs/benchmarks"),
+    optimizer: Annotated[list[str] | None, typer.Option(help="Others than the usual five; repeat it.")] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="At most this many are measured, and scaled; 1 on a CPU, else all.")
+    ] = None,
+    embedding: Annotated[bool, typer.Option(help="Measure what is outside of the layers, too.")] = True,
+    periods: Annotated[int, typer.Option(min=1, help="Of ten timed steps.")] = 2,
+    seconds: Annotated[float, typer.Option(help="For each optimizer on each model; who needs more is left out.")] = 120,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    device: Device = "cpu",
+) -> None:
+    """Time optimizer.step() alone on the layer shapes of real models; leave the machine to it."""
+    import torch
+
+    from benchmarks.architectures import ARCHITECTURES
+    from benchmarks.environment import environment
+    from benchmarks.step import DEFAULT_OPTIMIZERS, Plan, measure
+    from benchmarks.step_report import write_step
+
+    torch.set_num_threads(threads)
+    started, among = time.monotonic(), optimizer or DEFAULT_OPTIMIZERS
+    plan = Plan(device, threads, layers or (1 if device == "cpu" else None), embedding, periods, seconds)
+
+    def tell(line: str) -> None:
+        print(f"[{time.monotonic() - started:7.0f} s] {line}", file=sys.stderr, flush=True)
+
+    found = [measure(name, among, plan, tell) for name in names or ARCHITECTURES]
+    write_step(found, plan, among, environment(torch.device(device)), out / "step")
+    print(out / "step" / "summary.md")
+
+
 if __name__ == "__main__":
     try:
         app()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import os
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -43,3 +46,23 @@ def reserved_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     return peak_bytes(device)
+
+
+def free_bytes(device: torch.device) -> int:
+    """What may still be allocated, on the GPU or in this machine."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def workspace_bytes(work: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes that torch has allocated while `work()` runs, above what it had before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells standard error when it starts and stops
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    events = (event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]")
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(changes, initial=0))
