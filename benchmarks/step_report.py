@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from benchmarks.figures import colour, title, weight
 from benchmarks.markdown import NONE, RESULTS, hardware_of, table, versions_of
@@ -29,12 +30,18 @@ HEADER = (
 def write_step(
     found: Sequence[Measured], plan: Plan, optimizers: Sequence[str], environment: Mapping[str, Any], folder: Path
 ) -> None:
-    """Write step.json, step.csv, summary.md and the figure into `folder`."""
+    """Write step.json, step.csv, summary.md and the figure into `folder`.
+
+    Raises:
+        ValueError: no optimizer was measured on any model.
+    """
+    if not any(measured.costs for measured in found):
+        raise ValueError("nothing was measured: " + "; ".join(f"{m.name}: {dict(m.left_out)}" for m in found))
     folder.mkdir(parents=True, exist_ok=True)
     content = {"environment": environment, "plan": asdict(plan), "models": [asdict(each) for each in found]}
     (folder / "step.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     write_csv(folder / "step.csv", [row for each in found for row in values_of(each)])
-    figures.save(drawn(found), folder / "step", DOTS_PER_INCH)
+    figures.save(drawn([measured for measured in found if measured.costs]), folder / "step", DOTS_PER_INCH)
     (folder / "summary.md").write_text(page(found, plan, optimizers, environment), encoding="utf-8")
 
 
@@ -61,7 +68,8 @@ def _clock(plan: Plan) -> str:
 def _section(measured: Measured) -> Iterator[str]:
     yield f"## {measured.architecture.title}"
     yield " ".join(_said(measured))
-    yield table(HEADER, map(_cells, values_of(measured)))
+    if measured.costs:
+        yield table(HEADER, map(_cells, values_of(measured)))
     if measured.left_out:
         yield "Left out: " + "; ".join(f"{title(name)} {why}" for name, why in measured.left_out.items()) + "."
 
@@ -81,11 +89,10 @@ def _said(measured: Measured) -> Iterator[str]:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    milliseconds = [f"{row[name]:.3g}" for name in ("median_ms", "mean_ms", "p95_ms", "max_ms")]
     workspace = row["workspace_bytes"]
     return [
         title(row["optimizer"]),
-        *(text if "e" not in text else f"{float(text):.0f}" for text in milliseconds),
+        *(_short(row[name]) for name in ("median_ms", "mean_ms", "p95_ms", "max_ms")),
         f"{row['state_bytes'] / MEGABYTE:,.1f}",
         f"{row['state_of_adamw']:.2f}",
         NONE if workspace is None else f"{workspace / MEGABYTE:,.1f}",
@@ -116,7 +123,7 @@ def drawn(found: Sequence[Measured]) -> Figure:
             _draw_state(state, rows)
             scaled = f", from {measured.layers} of {measured.architecture.num_layers} layers" * measured.is_scaled
             time.set_title(f"{measured.architecture.title}{scaled}", loc="left", fontsize=11)
-        grid[-1][0].set_xlabel("ms a step: mean, and a line to the slowest")
+        grid[-1][0].set_xlabel("ms a step, logarithmic: mean, and a line to the slowest")
         grid[-1][1].set_xlabel("state, in multiples of AdamW's")
         figure.set_label("step")
         return figure
@@ -125,14 +132,23 @@ def drawn(found: Sequence[Measured]) -> Figure:
 def _draw_time(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     names = [row["optimizer"] for row in rows]
     for place, row in enumerate(rows):
-        axes.barh(place, row["mean_ms"], color=colour(row["optimizer"]))
-        axes.plot([row["mean_ms"], row["max_ms"]], [place, place], color=figures.GREY, marker="|", linewidth=1)
-        axes.annotate(f" {row['mean_ms']:.3g}", (max(row["mean_ms"], row["max_ms"]), place), va="center", fontsize=9)
+        mean, most = row["mean_ms"], row["max_ms"]
+        axes.barh(place, mean, color=colour(row["optimizer"]))
+        axes.plot([mean, most], [place, place], color=figures.GREY, marker="|", linewidth=1)
+        axes.annotate(f"  {_short(mean)}, slowest {_short(most)}", (most, place), va="center", fontsize=9)
     axes.set_yticks(range(len(names)), [title(name) for name in names])
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
         label.set_fontweight(weight(name))
     axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xscale("log")
+    axes.set_xlim(rows[0]["mean_ms"] / 4, 60 * max(row["max_ms"] for row in rows))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda milliseconds, _: _short(milliseconds)))
     _plain(axes)
+
+
+def _short(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:.3g}" if value < 1000 else f"{float(f'{value:.3g}'):,.0f}"
 
 
 def _draw_state(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -140,11 +156,10 @@ def _draw_state(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.barh(place, row["state_of_adamw"], color=colour(row["optimizer"]))
         axes.annotate(f" {row['state_of_adamw']:.2f}", (row["state_of_adamw"], place), va="center", fontsize=9)
     axes.axvline(1, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_xlim(0, 1.2 * max(1, *(row["state_of_adamw"] for row in rows)))
     _plain(axes)
 
 
 def _plain(axes: Axes) -> None:
-    axes.margins(x=0.15)
-    axes.set_xlim(left=0)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)

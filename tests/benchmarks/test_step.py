@@ -328,9 +328,17 @@ def test_the_page_says_what_was_scaled_and_what_was_left_out() -> None:
 
 
 def test_everything_is_written(tmp_path: Path) -> None:
-    write_step([measured()], Plan(layers=1), DEFAULT_OPTIMIZERS, ENVIRONMENT, tmp_path)
+    nothing = replace(measured(), name="gpt2-medium", costs={})
+    write_step([measured(), nothing], Plan(layers=1), DEFAULT_OPTIMIZERS, ENVIRONMENT, tmp_path)
     with (tmp_path / "step.csv").open(encoding="utf-8", newline="") as file:
         assert [row["optimizer"] for row in csv.DictReader(file)] == ["adamw", "scao"]
     content = json.loads((tmp_path / "step.json").read_text(encoding="utf-8"))
     assert content["models"][0]["costs"]["scao"]["seconds"] == [0.02, 0.06]
     assert {path.name for path in tmp_path.iterdir()} == {"step.json", "step.csv", "step.svg", "step.png", "summary.md"}
+
+
+def test_a_page_about_nothing_is_refused(tmp_path: Path) -> None:
+    nothing = replace(measured(), costs={}, left_out={"adamw": "took 9 s"})
+    with pytest.raises(ValueError, match="nothing was measured: gpt2"):
+        write_step([nothing], Plan(), DEFAULT_OPTIMIZERS, ENVIRONMENT, tmp_path / "step")
+    assert not (tmp_path / "step").exists()
