@@ -183,7 +183,13 @@ class Study:
         return make_run(machine, configuration(machine, self.task, self.options, optimizer, setting, seed))
 
     def timing(self, machine: Machine, blocks: int, settle: int) -> dict[str, Any]:
-        """Steps of every optimizer at its start, timed in turn; see `benchmarks.timing.interleaved`."""
+        """Steps of every optimizer at its start, timed in turn; see `benchmarks.timing.interleaved`.
+
+        Raises:
+            ValueError: the task is not trained by the loop that is timed.
+        """
+        if TASKS[self.task].run is not train:
+            raise ValueError(f"{self.task} has a training loop of its own; its runs tell the CPU time of their steps")
         task, device = make_task(machine, {"name": self.task, **self.options}), torch.device(machine.device)
         builds = {name: partial(_at_start, name, space) for name, space in self.plan().spaces.items()}
         return {"environment": environment(device), "arms": interleaved(task, builds, device, blocks, settle)}

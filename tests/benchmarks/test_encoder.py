@@ -213,3 +213,8 @@ def test_the_suite_runs_it_and_records_what_it_records_of_other_tasks(folder: Pa
 def test_searches_start_at_smaller_rates_than_where_a_gpt_is_trained() -> None:
     rates = [STUDIES[name].plan().spaces["adamw"].start["lr"] for name in ("lm-1m", "encoder")]
     assert rates == [4e-3, 1e-3]
+
+
+def test_a_loop_that_is_not_the_suites_own_is_not_timed(folder: Path) -> None:
+    with pytest.raises(ValueError, match="encoder has a training loop of its own"):
+        STUDIES["encoder"].timing(Machine(folder), blocks=1, settle=1)
