@@ -22,7 +22,7 @@ from scao_hf.finetune.comparison.store import RunStore
 from scao_hf.finetune.comparison.study import Config, Plan, Tell, run_study
 from scao_hf.finetune.comparison.tuning import RATE, Space
 
-TUNING_SEED, CONFIRMATION_SEEDS = 1, (2, 3, 4, 5)
+TUNING_SEED, CONFIRMATION_SEEDS = 1, (2, 3, 4)
 SEEDS = (42, 43, 44)
 
 
@@ -205,12 +205,14 @@ PACKAGES = ("adamw", "scao", "soap_pytorch_optimizer", "shampoo", "scao_pypi", "
 LORA_OPTIMIZERS = ("adamw", "scao", "loraplus")
 
 STUDIES: dict[str, Study] = {
-    # A seed in five can stay on the plateau of the bigrams for 500 steps, which a search on one seed does not see.
+    # A seed in seven or so stays on the plateau of the bigrams for most of the 500 steps with AdamW: neither the choice
+    # of a setting nor the final figures may hang on one seed.
     "lm-1m": Study(
         "lm",
         {"size": "1m", "steps": 500},
         (*MATRIX_OPTIMIZERS, "normuon", "scao_published"),
         trials=8,
+        seeds=(*SEEDS, 45, 46),
         confirmations=3,
     ),
     "lm-5m": Study("lm", {"size": "5m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=4),
