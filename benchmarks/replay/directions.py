@@ -99,13 +99,13 @@ def _root(factor: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
     return (vectors * values**exponent) @ vectors.mT, vectors.flip(-1)
 
 
-def candidates(ranks: Sequence[int]) -> list[Candidate]:
-    """The references, the other optimizers, SCAO as it comes, and SCAO by rank and second moment."""
+def candidates(ranks: Sequence[int], periods: Sequence[int] = (PERIOD,)) -> list[Candidate]:
+    """The references, the other optimizers, SCAO as it comes by period, and SCAO by rank and second moment."""
     common: dict[str, Any] = {"lr": 1.0, "betas": BETAS, "weight_decay": 0.0}
     published: dict[str, Any] = {"warmup_steps": 10, "blend_steps": 0, "precond_freq": PERIOD, "rho": RHO, "k_max": 64}
 
-    def scao(**own: Any) -> Callable[[Groups], torch.optim.Optimizer]:
-        return lambda groups: SCAO(groups, **common, precond_freq=PERIOD, rho=RHO, **own)
+    def scao(period: int, **own: Any) -> Callable[[Groups], torch.optim.Optimizer]:
+        return lambda groups: SCAO(groups, **common, precond_freq=period, rho=RHO, **own)
 
     def soap(period: int) -> Callable[[Groups], torch.optim.Optimizer]:
         return lambda groups: SOAP(groups, **common, shampoo_beta=RHO, precondition_frequency=period)
@@ -118,9 +118,9 @@ def candidates(ranks: Sequence[int]) -> list[Candidate]:
         Candidate("Muon", lambda groups: Muon(groups, **common)),
         Candidate("NorMuon-like", lambda groups: Muon(groups, **common, normalise_rows=True)),
         Candidate("SCAO as published", lambda groups: PublishedSCAO(groups, **common, **published), PERIOD),
-        Candidate("SCAO", scao(), PERIOD, "default", "factored"),
+        *(Candidate("SCAO", scao(period), period, "default", "factored") for period in periods),
         *(
-            Candidate("SCAO", scao(second_moment=moment, k_exact=0, k_max=rank), PERIOD, name, moment)
+            Candidate("SCAO", scao(PERIOD, second_moment=moment, k_exact=0, k_max=rank), PERIOD, name, moment)
             for moment in ("factored", "elementwise")
             for rank, name in ((*((rank, str(rank)) for rank in ranks), (1 << 16, "full")))
         ),
@@ -156,12 +156,13 @@ class Cost(NamedTuple):
 
 
 class DirectionRow(NamedTuple):
-    """One optimizer on one layer, or the mean over all."""
+    """One optimizer on one layer, or the mean over several."""
 
     layer: str
     optimizer: str
     rank: str
     second_moment: str
+    period: int | None
     measures: Measures
     cost: Cost
 
@@ -226,9 +227,8 @@ def direction_rows(layer: Layer, among: Sequence[Candidate], burn_in: int) -> It
     for each, found in zip(all_replayed, measured, strict=True):
         mean = Measures(*(statistics.fmean(column) for column in zip(*found, strict=True)))
         candidate = each.candidate
-        yield DirectionRow(
-            layer.name, candidate.name, candidate.rank, candidate.second_moment, mean, each.cost(burn_in)
-        )
+        described = (candidate.name, candidate.rank, candidate.second_moment, candidate.period)
+        yield DirectionRow(layer.name, *described, mean, each.cost(burn_in))
 
 
 def leading_vectors(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -277,10 +277,10 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 
 def averaged(rows: Sequence[DirectionRow]) -> list[DirectionRow]:
-    """The mean of each optimizer over all layers."""
-    together: dict[tuple[str, str, str], list[DirectionRow]] = {}
+    """The mean of each optimizer over the layers of these rows."""
+    together: dict[tuple[str, str, str, int | None], list[DirectionRow]] = {}
     for row in rows:
-        together.setdefault((row.optimizer, row.rank, row.second_moment), []).append(row)
+        together.setdefault((row.optimizer, row.rank, row.second_moment, row.period), []).append(row)
     return [
         DirectionRow(
             "mean",

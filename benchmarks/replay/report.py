@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from benchmarks.markdown import table
 from benchmarks.optimizers import ADAPTERS
 from benchmarks.replay import directions, trackers
-from benchmarks.replay.directions import ADAMW, PERIOD, SHAMPOO, SOAP_EXACT, TOP_RANK, DirectionRow
+from benchmarks.replay.directions import ADAMW, PERIOD, SHAMPOO, SOAP_EXACT, TOP_RANK, DirectionRow, Measures
+from benchmarks.replay.record import Recording
 from benchmarks.replay.trackers import AT_REFRESH, EVERY_STEP, EXACT, SKETCH, Grid, Scores, TrackerRow
 from benchmarks.report import write_csv
 from scao_hf import SCAO
@@ -25,16 +26,17 @@ from scao_hf.finetune.comparison.study import Config
 
 DEFAULTS = {name: inspect.signature(SCAO).parameters[name].default for name in ("precond_freq", "rho")}
 RANK = 32
-"""What SCAO tracks of a side up to 256; of a longer one it is 64."""
-TOLD = {
-    "AdamW": (ADAMW, "", ""),
-    "SCAO": ("SCAO", "default", "factored"),
-    "SCAO, k full": ("SCAO", "full", "factored"),
-    "SOAP": ("SOAP", "", ""),
-    "Muon": ("Muon", "", ""),
-    "dense Shampoo": (SHAMPOO, "", ""),
+"""Columns that SCAO tracks of a side up to 256; of a longer one 64."""
+AS_IT_COMES = ("SCAO", "default", "factored", PERIOD)
+TOLD: dict[str, tuple[str, str, str, int | None]] = {
+    "AdamW": (ADAMW, "", "", None),
+    "SCAO": AS_IT_COMES,
+    "SCAO with k full": ("SCAO", "full", "factored", PERIOD),
+    "SOAP": ("SOAP", "", "", PERIOD),
+    "Muon": ("Muon", "", "", None),
+    "dense Shampoo": (SHAMPOO, "", "", 1),
 }
-"""Which directions the page tells of, and what to look them up by."""
+"""Which directions the page tells of: name, rank, second moment and period."""
 DIGITS = 4
 DOTS_PER_INCH = 100
 
@@ -44,33 +46,43 @@ class Findings:
     """All that a replay measured.
 
     Args:
-        config: of the recording.
-        losses: training loss of the recorded steps, nats.
+        recording: of the gradients.
         grid: of the trackers.
         tracked: of every tracker on every side of every layer.
         turned: of every optimizer on every layer.
         environment: what it was made with.
+        text: what the recorded run was trained on.
         command: what makes it again.
     """
 
-    config: Config
-    losses: Sequence[float]
+    recording: Recording
     grid: Grid
     tracked: Sequence[TrackerRow]
     turned: Sequence[DirectionRow]
     environment: Mapping[str, Any]
+    text: str
     command: str
+
+    @property
+    def config(self) -> Config:
+        return self.recording.config
+
+    @property
+    def matrices(self) -> set[str]:
+        """The layers that means are over: an embedding is left out, since few rules treat it as they treat a matrix."""
+        layers = self.recording.layers
+        return {layer.name for layer in layers if layer.treatment["kind"] == "matrix"} or {each.name for each in layers}
 
     @cached_property
     def mean_tracked(self) -> list[TrackerRow]:
-        return trackers.averaged(self.tracked)
+        return trackers.averaged([row for row in self.tracked if row.layer in self.matrices])
 
     @cached_property
     def mean_turned(self) -> list[DirectionRow]:
-        return directions.averaged(self.turned)
+        return directions.averaged([row for row in self.turned if row.layer in self.matrices])
 
     def scores(self, tracker: str, statistics: str, rank: int, period: int, rho: float) -> Scores:
-        """Of one tracker, mean over layers and sides."""
+        """Of one tracker, mean over the matrices and their sides."""
         wanted = (tracker, statistics, rank, period, rho)
         return next(row.scores for row in self.mean_tracked if row[2:7] == wanted)
 
@@ -79,10 +91,9 @@ class Findings:
         at = {"rank": RANK, "period": DEFAULTS["precond_freq"], "rho": DEFAULTS["rho"], **changed}
         return self.scores(SKETCH, EVERY_STEP, **at).predictive
 
-    def turn(self, optimizer: str, rank: str = "", second_moment: str = "") -> DirectionRow:
-        """Of one optimizer, mean over layers."""
-        wanted = (optimizer, rank, second_moment)
-        return next(row for row in self.mean_turned if row[1:4] == wanted)
+    def turn(self, *described: str | int | None) -> Measures:
+        """Of one optimizer, described as in `TOLD`, mean over the matrices."""
+        return next(row.measures for row in self.mean_turned if row[1:5] == described)
 
 
 def write(findings: Findings, out: Path) -> None:
@@ -134,14 +145,15 @@ def page(findings: Findings, names: Sequence[str]) -> str:
 def _origin(findings: Findings) -> str:
     task, window = findings.config["task"], findings.config["recording"]["window"]
     setting = ", ".join(f"{name} {value}" for name, value in findings.config["setting"].items())
-    layers = ", ".join(f"`{name}`" for name in findings.config["recording"]["layers"])
+    layers = findings.config["recording"]["layers"]
+    losses = findings.recording.losses
     return (
-        f"The gradients of {layers}, recorded once, after clipping, in steps {task['steps'] - window + 1} to "
-        f"{task['steps']} of {ADAPTERS[findings.config['optimizer']].title} ({setting}) on task `lm`, size "
-        f"{task['size']}, seed {findings.config['seed']}, and replayed through trackers and optimizers. Nothing is "
-        f"trained on what they say: all see the same gradients, those of that run, whose training loss went from "
-        f"{findings.losses[0]:.2f} to {findings.losses[-1]:.2f} nats meanwhile. Judged after the first "
-        f"{findings.grid.burn_in} recorded steps."
+        f"The gradients of {', '.join(layers)}, recorded once, after clipping, in steps {task['steps'] - window + 1} "
+        f"to {task['steps']} of {ADAPTERS[findings.config['optimizer']].title} ({setting}) on task `lm`, size "
+        f"{task['size']}, seed {findings.config['seed']}, whose training loss went from {losses[0]:.2f} to "
+        f"{losses[-1]:.2f} nats meanwhile, and replayed through trackers and optimizers. Nothing is trained on what "
+        "they say: all see the same gradients. Each starts at the first of them and is judged after "
+        f"{findings.grid.burn_in}. Means are over {', '.join(name for name in layers if name in findings.matrices)}."
     )
 
 
@@ -151,8 +163,8 @@ def _tracking(findings: Findings) -> Iterator[str]:
     exact = findings.scores(EXACT, EVERY_STEP, RANK, period, rho)
     sparse = findings.scores(SKETCH, AT_REFRESH, RANK, period, rho)
     yield (
-        f"**The sketch against the exact eigenbasis** (k {RANK}, refreshed every {period} steps, ρ {rho}; means over "
-        f"layers and sides). After a refresh the sketch holds {ours.mass:.3f} of the mass that k columns can hold of "
+        f"**The sketch against the exact eigenbasis** (k {RANK}, refreshed every {period} steps, ρ {rho}). "
+        f"After a refresh the sketch holds {ours.mass:.3f} of the mass that k columns can hold of "
         f"the exact average and, before the next one, {ours.stale_mass:.3f}; the exact basis then "
         f"{exact.stale_mass:.3f}. Their spans overlap by {ours.overlap:.2f}. Of gradients not yet seen the sketch "
         f"holds {ours.predictive:.3f} of what k columns could, chosen for each gradient; the exact basis "
@@ -177,46 +189,51 @@ def _series(name: str, values: Sequence[float], findings: Findings) -> str:
 
 
 def _turning(findings: Findings) -> Iterator[str]:
-    def cosine(*key: str) -> float:
-        return findings.turn(*key).measures.cosine_soap
-
+    told = {name: findings.turn(*described) for name, described in TOLD.items()}
     ranks = [*map(str, findings.grid.ranks), "full"]
+    by_period = [(period, findings.turn(*AS_IT_COMES[:3], period).cosine_soap) for period in findings.grid.periods]
     yield (
-        f"**Directions.** The cosine with SOAP refreshed at every step is {cosine(ADAMW):.2f} for AdamW, "
-        f"{cosine('Muon'):.2f} for Muon, {cosine(SHAMPOO):.2f} for dense Shampoo and {cosine('SOAP'):.2f} for SOAP "
-        f"refreshed every {PERIOD} steps, as all that follow. For SCAO at k {', '.join(ranks)} it is "
-        + ", ".join(f"{cosine('SCAO', k, 'factored'):.2f}" for k in ranks)
-        + " with the factored second moment and "
-        + ", ".join(f"{cosine('SCAO', k, 'elementwise'):.2f}" for k in ranks)
-        + " with the elementwise one."
+        f"**Directions.** The cosine with SOAP refreshed at every step is {told['AdamW'].cosine_soap:.2f} for AdamW, "
+        f"{told['Muon'].cosine_soap:.2f} for Muon, {told['dense Shampoo'].cosine_soap:.2f} for dense Shampoo and "
+        f"{told['SOAP'].cosine_soap:.2f} for SOAP refreshed every {PERIOD} steps. For SCAO, refreshed as often, it is "
+        f"{_cosines(ranks, 'factored', findings)} with the factored second moment and "
+        f"{_cosines(ranks, 'elementwise', findings)} with the elementwise one at k {', '.join(ranks)}. As SCAO comes, "
+        f"it is {', '.join(f'{cosine:.2f} refreshed every {_steps(period)}' for period, cosine in by_period)}."
     )
-    flat = {name: findings.turn(*key).measures for name, key in TOLD.items()}
     yield (
         "**Flatness.** Effective rank of the update, as a share of the largest possible: "
-        + ", ".join(f"{name} {measures.effective_rank:.2f}" for name, measures in flat.items())
+        + "; ".join(f"{name} {measures.effective_rank:.2f}" for name, measures in told.items())
         + f". Share of the update's energy in the leading {TOP_RANK} exact eigenvectors of each side: "
-        + ", ".join(f"{name} {measures.top_share:.2f}" for name, measures in flat.items())
+        + "; ".join(f"{name} {measures.top_share:.2f}" for name, measures in told.items())
         + "."
     )
 
 
+def _cosines(ranks: Sequence[str], second_moment: str, findings: Findings) -> str:
+    return ", ".join(f"{findings.turn('SCAO', rank, second_moment, PERIOD).cosine_soap:.2f}" for rank in ranks)
+
+
 def _defaults(findings: Findings) -> Iterator[str]:
-    rows = []
-    for argument, name, values in (
-        ("precond_freq", "period", findings.grid.periods),
-        ("rho", "rho", findings.grid.rhos),
+    grid, rows, gains = findings.grid, [], []
+    for argument, name, values, default in (
+        ("k_max", "rank", grid.ranks, RANK),
+        ("precond_freq", "period", grid.periods, DEFAULTS["precond_freq"]),
+        ("rho", "rho", grid.rhos, DEFAULTS["rho"]),
     ):
         held = {value: findings.predictive({name: value}) for value in values}
-        best, default = max(held, key=held.__getitem__), DEFAULTS[argument]
-        rows.append([f"`{argument}`", f"{default:g}", f"{held[default]:.3f}", f"{best:g}", f"{held[best]:.3f}"])
-    yield table(["", "default", "of the next gradients", "most in the grid", "of the next gradients"], rows)
-    whole = findings.turn("SCAO", "full", "factored").measures.cosine_soap
-    ranks = {k: findings.turn("SCAO", str(k), "factored").measures.cosine_soap for k in findings.grid.ranks}
+        best, worst = max(held, key=held.__getitem__), min(held, key=held.__getitem__)
+        rows.append([f"`{argument}`", *(f"{held[value]:.3f} at {value:g}" for value in (default, best, worst))])
+        gains.append(f"{held[best] - held[default]:.3f} for `{argument}`")
+    yield "Share of the best k columns of gradients not yet seen, one setting changed at a time:"
+    yield table(["", "the default", "most in the grid", "least in the grid"], rows)
+    soap = findings.turn(*AS_IT_COMES).cosine_soap
+    rank_gain = findings.turn(*TOLD["SCAO with k full"]).cosine_soap - soap
+    period_gain = findings.turn(*AS_IT_COMES[:3], min(grid.periods)).cosine_soap - soap
     yield (
-        f"Rank ({RANK} for sides up to 256, 64 beyond): "
-        + ", ".join(f"k {k} has {cosine / whole:.0%}" for k, cosine in ranks.items())
-        + " of the cosine with SOAP that k = full has at the same period and ρ. As the defaults come, the cosine is "
-        f"{findings.turn('SCAO', 'default', 'factored').measures.cosine_soap:.2f}."
+        f"From the default to the best of the grid this rises by {', '.join(gains)}; of `k_max` the default is {RANK} "
+        f"for sides up to 256 and 64 for longer ones, and the table takes {RANK} for all. The cosine with SOAP, "
+        f"{soap:.2f} as SCAO comes, rises by {rank_gain:.2f} with all columns and by {period_gain:.2f} with a refresh "
+        f"every {_steps(min(grid.periods))}."
     )
     yield (
         "This is a pointer and no more. More mass or a larger cosine is not a lower loss, and SOAP's direction is a "
@@ -224,6 +241,10 @@ def _defaults(findings: Findings) -> Iterator[str]:
         "with the step, the batch and the optimizer that trains. What a default should be is for the studies that "
         "train."
     )
+
+
+def _steps(period: int) -> str:
+    return "step" if period == 1 else f"{period} steps"
 
 
 def _layer_table(findings: Findings) -> str:
@@ -252,17 +273,19 @@ def _layer_table(findings: Findings) -> str:
 
 def _direction_table(findings: Findings) -> Iterator[str]:
     yield (
-        f"Means over layers. All use β 0.95 and 0.95 and, where they average curvature, ρ {directions.RHO}; what has "
-        f"a basis refreshes it every {PERIOD} steps, the two references excepted. The embedding's vocabulary gets no "
-        "basis but in SCAO as published, and Muon takes AdamW's step there. RMS is of the update at a learning rate "
-        "of 1; effective rank is exp(entropy of σ²) over min(m, n), and the quantiles are of the update's singular "
-        "values over its largest. Milliseconds are process time of one matrix at a time, median of all steps and of "
-        "those that refresh, on a machine that may have been at other work: `timing` and `step` measure cost "
-        "properly."
+        f"All use β 0.95 and 0.95 and, where they average curvature, ρ {directions.RHO}. The embedding's vocabulary "
+        "gets no basis but in SCAO as published, and Muon takes AdamW's step there."
+    )
+    yield _cosines_by_layer(findings)
+    yield (
+        "Means over layers as above. RMS is of the update at a learning rate of 1; effective rank is exp(entropy of "
+        "σ²) over min(m, n), and the quantiles are of the update's singular values over its largest. Milliseconds "
+        "are process time of one matrix at a time, median of all steps and of those that refresh, on a machine that "
+        "may have been at other work: `timing` and `step` measure cost properly."
     )
     rows = [
         [
-            " ".join(part for part in (row.optimizer, _described(row)) if part),
+            _described(row),
             *(f"{value:.2f}" for value in row.measures[:3]),
             f"{row.measures.rms:.3f}",
             *(f"{value:.2f}" for value in row.measures[4:]),
@@ -273,27 +296,29 @@ def _direction_table(findings: Findings) -> Iterator[str]:
         for row in findings.mean_turned
     ]
     measures = ["cos SOAP", "cos Shampoo", "cos AdamW", "RMS", "eff. rank", "σ 10%", "σ 50%", "σ 90%"]
-    yield _cosines_by_layer(findings)
     yield table(["", *measures, f"in top {TOP_RANK}", "ms", "ms, refresh", "state, MB"], rows)
 
 
 def _cosines_by_layer(findings: Findings) -> str:
     layers = findings.config["recording"]["layers"]
-    found = {(row.layer, row[1:4]): row.measures.cosine_soap for row in findings.turned}
-    rows = [[name, *(f"{found[layer, key]:.2f}" for layer in layers)] for name, key in TOLD.items()]
+    found = {(row.layer, row[1:5]): row.measures.cosine_soap for row in findings.turned}
+    rows = [[name, *(f"{found[layer, described]:.2f}" for layer in layers)] for name, described in TOLD.items()]
     return table([f"cosine with {SOAP_EXACT}", *(f"`{layer}`" for layer in layers)], rows)
 
 
 def _described(row: DirectionRow) -> str:
-    return f"(k {row.rank}, {row.second_moment})" if row.rank else ""
+    parts = [f"k {row.rank}", row.second_moment] if row.rank else []
+    if row.period and row.optimizer in ("SCAO", "SOAP"):
+        parts.append(f"every {row.period}")
+    return f"{row.optimizer} ({', '.join(parts)})" if parts else row.optimizer
 
 
 def _footer(findings: Findings) -> str:
     made = findings.environment
     return (
         f"<sub>`{findings.command}`. {made['processor']}, {made['cores']} cores, {made['threads']} thread; Python "
-        f"{made['python']}, torch {made['torch']}. `trackers.csv` and `directions.csv` have every row, by layer and as "
-        "means.</sub>"
+        f"{made['python']}, torch {made['torch']}. {findings.text}. `trackers.csv` and `directions.csv` have every "
+        "row, by layer and as means.</sub>"
     )
 
 
@@ -323,14 +348,14 @@ def captured_mass(findings: Findings) -> Figure:
                 heights = [
                     getattr(findings.scores(tracker, EVERY_STEP, rank, period, rho), name) for rank in grid.ranks
                 ]
-                label = f"every {period}" if tracker == SKETCH else None
+                label = _steps(period) if tracker == SKETCH else None
                 look: dict[str, Any] = {"color": figures.COLOURS[place], "marker": figures.MARKERS[place]}
                 axes.plot(grid.ranks, heights, line, label=label, markersize=5, **look)
         _by_rank(axes, grid.ranks, [str(rank) for rank in grid.ranks])
         axes.set_title(title, fontsize=11)
     panels[0].set_ylabel(f"share of the best k columns (ρ {rho})")
     panels[0].plot([], [], ":", color=figures.GREY, label="exact eigenbasis")
-    panels[0].legend(title="refreshed", fontsize=9, title_fontsize=9)
+    panels[0].legend(title="refreshed every", fontsize=9, title_fontsize=9)
     return figure
 
 
@@ -340,11 +365,11 @@ def cosine_to_soap(findings: Findings) -> Figure:
     ranks = [*map(str, findings.grid.ranks), "full"]
     places = [*findings.grid.ranks, 2 * findings.grid.ranks[-1]]
     for place, moment in enumerate(("factored", "elementwise")):
-        heights = [findings.turn("SCAO", rank, moment).measures.cosine_soap for rank in ranks]
+        heights = [findings.turn("SCAO", rank, moment, PERIOD).cosine_soap for rank in ranks]
         look: dict[str, Any] = {"color": figures.COLOURS[place], "marker": figures.MARKERS[place]}
         axes.plot(places, heights, label=f"SCAO, {moment} second moment", **look)
-    for place, name in enumerate((ADAMW, "Muon", SHAMPOO, "SOAP"), 2):
-        height = findings.turn(name).measures.cosine_soap
+    for place, name in enumerate(("AdamW", "Muon", "dense Shampoo", "SOAP"), 2):
+        height = findings.turn(*TOLD[name]).cosine_soap
         axes.axhline(height, color=figures.COLOURS[place], linestyle="--", linewidth=1.2, label=name)
     _by_rank(axes, places, ranks)
     axes.set_ylabel(f"cosine with {SOAP_EXACT}", fontsize=10)

@@ -14,7 +14,7 @@ from benchmarks.replay import directions, trackers
 from benchmarks.replay.record import record, recording_configuration
 from benchmarks.replay.report import Findings, write
 from benchmarks.replay.trackers import Grid
-from benchmarks.suite import Machine
+from benchmarks.suite import Machine, make_task
 
 BLOCK = "blocks.1"
 LAYERS = (f"{BLOCK}.query_key_value", f"{BLOCK}.projection", f"{BLOCK}.up", f"{BLOCK}.down", "tokens")
@@ -85,7 +85,7 @@ def replay(machine: Machine, plan: Plan, out: Path, command: str, tell: Callable
     )
     tell(f"gradients of steps {plan.steps - plan.window + 1} to {plan.steps}")
     recording = record(machine, config, machine.cache)
-    among = directions.candidates(plan.grid.ranks)
+    among = directions.candidates(plan.grid.ranks, plan.grid.periods)
     tracked: list[trackers.TrackerRow] = []
     turned: list[directions.DirectionRow] = []
     for layer in recording.layers:
@@ -94,6 +94,7 @@ def replay(machine: Machine, plan: Plan, out: Path, command: str, tell: Callable
         tell(f"{layer.name}: directions")
         turned += directions.direction_rows(layer, among, plan.grid.burn_in)
     made_with = environment(torch.device(machine.device))
-    findings = Findings(recording.config, recording.losses, plan.grid, tracked, turned, made_with, command)
+    text = make_task(machine, config["task"]).text.origin
+    findings = Findings(recording, plan.grid, tracked, turned, made_with, text, command)
     write(findings, out)
     return findings

@@ -74,7 +74,7 @@ class Scores(NamedTuple):
 
 
 class TrackerRow(NamedTuple):
-    """One tracker on one side of one layer, or the mean over all."""
+    """One tracker on one side of one layer, or the mean over several."""
 
     layer: str
     side: str
@@ -233,7 +233,7 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
 
 
 def averaged(rows: Sequence[TrackerRow]) -> list[TrackerRow]:
-    """The mean of each tracker over all sides of all layers that hold its rank."""
+    """The mean of each tracker over the sides of these rows that hold its rank."""
     together: dict[tuple[str, str, int, int, float], list[Scores]] = {}
     for row in rows:
         key = (row.tracker, row.statistics, row.rank, row.period, row.rho)

@@ -328,6 +328,7 @@ def test_a_replay_writes_tables_a_page_and_figures(machine: Machine, tmp_path: P
     text = (out / "summary.md").read_text(encoding="utf-8")
     assert "python -m benchmarks replay --data-dir DATA --steps 20 --window 20 --size tiny" in text
     assert str(tmp_path) not in text
+    assert "trained on test.txt and the first half of valid.txt" in text
     assert "| `blocks.0.projection`, left |" in text
 
 
