@@ -195,7 +195,7 @@ def measure_steps(
     ] = None,
     embedding: Annotated[bool, typer.Option(help="Measure what is outside of the layers, too.")] = True,
     periods: Annotated[int, typer.Option(min=1, help="Of ten timed steps.")] = 2,
-    seconds: Annotated[float, typer.Option(help="For each optimizer on each model; who needs more is left out.")] = 120,
+    seconds: Annotated[float, typer.Option(help="For each optimizer on each model; who needs more is left out.")] = 600,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     device: Device = "cpu",
 ) -> None:

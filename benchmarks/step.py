@@ -50,7 +50,7 @@ class Plan:
     layers: int | None = None
     embedding: bool = True
     periods: int = 2
-    seconds: float = 120.0
+    seconds: float = 600.0
 
     @property
     def steps(self) -> int:
@@ -181,7 +181,7 @@ def too_long(
     ratio = refresh_work(second.model) / refresh_work(first.model)
     expected = {name: ratio * parts[0][1].most for name, parts in costs.items() if parts}
     return {
-        name: f"might take {seconds:.0f} s for one step outside of the layers; --seconds gives it more"
+        name: f"might take {seconds:.0f} s for one step outside of the layers (--seconds gives it more)"
         for name, seconds in expected.items()
         if seconds > plan.seconds
     }
@@ -259,7 +259,7 @@ def measure_in_turn(
             taken[name].append(plan.now() - started)
             spent = sum(taken[name])
             if spent > plan.seconds and step < last:
-                slow[name] = f"took {spent:.0f} s for {step} of {last} steps; --seconds gives it more"
+                slow[name] = f"took {spent:.0f} s for {step} of {last} steps (--seconds gives it more)"
                 del optimizers[name]
     costs = {
         name: Cost(tuple(taken[name][WARM_UP:]), memory.state_bytes(optimizer), workspace[name])

@@ -240,7 +240,7 @@ def test_optimizers_step_in_turn_and_only_steps_after_the_warm_up_count() -> Non
 def test_an_optimizer_that_outlasts_its_time_is_left_out_and_the_others_go_on() -> None:
     costs, slow, log = scripted(fast=0.1, slow=30.0)
     assert costs.keys() == {"fast"}
-    assert slow == {"slow": "took 120 s for 4 of 40 steps; --seconds gives it more"}
+    assert slow == {"slow": "took 120 s for 4 of 40 steps (--seconds gives it more)"}
     assert log[:8] == 4 * ["fast", "slow"]
     assert log[8:] == 36 * ["fast"]
 
@@ -259,7 +259,7 @@ def test_a_part_on_which_one_step_would_outlast_the_time_is_not_begun() -> None:
     first, second = (Part(nn.Linear(side, side, bias=False), 1.0) for side in (10, 20))
     costs = {"slow": [(1.0, Cost((1.0, 12.0), 0, None))], "fast": [(1.0, Cost((1.0, 1.0), 0, None))], "gone": []}
     assert too_long(first, second, costs, Plan(seconds=90.0)) == {
-        "slow": "might take 96 s for one step outside of the layers; --seconds gives it more"
+        "slow": "might take 96 s for one step outside of the layers (--seconds gives it more)"
     }
 
 
