@@ -26,7 +26,7 @@ WARM_UP = 2 * PERIOD
 """Steps before the first that is timed: first allocations, early refreshes, the Adam phase. The last one refreshes, and
 its memory is measured."""
 LONGEST_SIDE = 8192
-"""Of a matrix, for which some optimizer keeps a dense factor."""
+"""Of a matrix, for which some optimizer keeps a single dense factor."""
 LONGEST_BLOCK = 4096
 """What some cut longer sides into instead."""
 DEFAULT_OPTIMIZERS = ("adamw", "scao", "soap", "muon", "scao_published")
@@ -230,10 +230,12 @@ def parts_of(architecture: Architecture, layers: int, embedding: bool) -> list[P
 
 def most_state_bytes(model: nn.Module) -> int:
     """About what the hungriest optimizer keeps: two moments, and for each side a dense factor and its eigenbasis."""
-    sides = (
-        (p.numel(), [side for side in p.shape if side <= LONGEST_SIDE]) for p in model.parameters() if p.requires_grad
-    )
-    return 4 * sum(2 * numel + 2 * sum(side**2 for side in short) for numel, short in sides)
+    shapes = [parameter.shape for parameter in model.parameters() if parameter.requires_grad]
+    return 8 * sum(math.prod(shape) + sum(map(_most_factor_size, shape)) for shape in shapes)
+
+
+def _most_factor_size(side: int) -> int:
+    return side * (side if side <= LONGEST_SIDE else LONGEST_BLOCK)
 
 
 def measure_in_turn(

@@ -173,6 +173,12 @@ def test_state_of_scao_is_what_its_docstring_says(
     assert memory.state_bytes(optimizer) == blocks * scao_bytes(shape[0] // blocks, shape[1], *ranks)
 
 
+def test_the_estimate_counts_moments_factors_and_bases_and_cuts_long_sides() -> None:
+    short, long = nn.Linear(3, 8, bias=False), nn.Embedding(10_000, 2)
+    assert most_state_bytes(short) == 4 * (2 * 24 + 2 * (3**2 + 8**2))
+    assert most_state_bytes(long) == 4 * (2 * 20_000 + 2 * (10_000 * 4096 + 2**2))
+
+
 def test_no_optimizer_keeps_more_than_the_estimate() -> None:
     model = with_random_weights(SMALL.model(), CPU)
     for name in DEFAULT_OPTIMIZERS:
