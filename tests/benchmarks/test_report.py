@@ -179,7 +179,7 @@ def test_untuned_settings_are_said_to_be(tmp_path: Path) -> None:
 def test_further_tuning_seeds_are_told(tmp_path: Path) -> None:
     confirmed = study("adamw", confirmations=2)
     record(tmp_path / "runs.jsonl", confirmed, LOSSES)
-    told = "Tuned on seed 1, the best 2 trials of each also on seeds 2, 3, final runs on seeds 42, 43, 44."
+    told = "Tuned on seed 1, the best 2 trials of each also on seeds 2, 3, 4, final runs on seeds 42, 43, 44."
     assert told in page_of(tmp_path, confirmed)
 
 
