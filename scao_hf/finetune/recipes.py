@@ -99,10 +99,13 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         FinetuneError: kind "config"; `SeveralErrors` if more than one thing is wrong.
     """
+    from scao_hf.finetune.quiet import quiet
     from scao_hf.finetune.reader import read_recipe
 
     path = find_recipe(name_or_path)
-    return read_recipe(_read(path), _shown_path(path), overrides)
+    # The classes whose signatures a recipe is read against bring libraries that talk when they are imported.
+    with quiet():
+        return read_recipe(_read(path), _shown_path(path), overrides)
 
 
 def find_recipe(name_or_path: str) -> Path:

@@ -98,7 +98,10 @@ class WitnessedTrainer(GuardedTrainer):
         return loss
 
     def diverged(self, code: str, what: str) -> None:
-        self.diverged_at = self.state.global_step + 1
+        self._give_up_in(self.state.global_step + 1)
+
+    def _give_up_in(self, step: int) -> None:
+        self.diverged_at = step
         self.seconds_to_divergence = self.stopwatch.seconds
         self._zero_gradients()
 
@@ -118,7 +121,7 @@ class WitnessedTrainer(GuardedTrainer):
             # Before the first step it is the model that is broken, not the training.
             if not error.code.startswith("diverged") or self.state.global_step == 0:
                 raise
-            self.diverged(error.code, error.message)
+            self._give_up_in(self.state.global_step)
             return {"eval_loss": math.inf}
 
     def held_out_loss(self) -> Evaluation:

@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from scao_hf.finetune.comparison.curves import Curve, aligned
 
@@ -123,6 +123,7 @@ def _loss_by(
             margin = 0.05 * (max(heights) - min(heights)) or 0.05
             axes.set_ylim(min(heights) - margin, max(heights) + margin)
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=unit == "step"))
         _legend(axes, len(curves))
         figure.set_label("loss-by-" + unit.partition(" ")[0])
         return figure
@@ -174,7 +175,7 @@ def _mark_rates(axes: Axes, rates: Sequence[float]) -> None:
     if not rates:
         return
     low, high = min(rates), max(rates)
-    mantissas = (1, 2, 5) if high / low > 20 else (1, 1.5, 2, 3, 4, 6, 8)
+    mantissas = (1, 2, 5) if high / low > 20 else (1, 1.5, 2, 3, 4, 5, 7)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     marks = [mantissa * 10.0**decade for decade in decades for mantissa in mantissas]
     axes.set_xlim(low / 1.2, high * 1.2)

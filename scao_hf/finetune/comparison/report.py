@@ -195,7 +195,7 @@ def _figures(outcome: Outcome) -> list[tuple[str, str]]:
         (figures.loss_by_step(curves, target=goal), f"Held-out loss against the step. {seeds}"),
         (
             figures.loss_by_seconds(curves, seconds, target=goal),
-            "The same against seconds: steps times the mean seconds of a step, evaluation and loading left out.",
+            "The same against seconds: steps times the mean seconds of a step. Evaluation does not count.",
         ),
         (
             figures.loss_by_rate(trials),

@@ -167,6 +167,12 @@ def test_a_measured_run_leaves_no_file_behind(
     assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]
 
 
+def test_a_run_whose_last_step_spoils_the_weights_has_diverged_in_it(small_recipe: Path) -> None:
+    overrides = ["max_steps=1", "learning_rate=1e30", "warmup_steps=0", "optim=adamw_torch", "scao=null"]
+    measured = measure(load_recipe(str(small_recipe), overrides), 8)
+    assert (measured.loss, measured.diverged_at, [step for step, _ in measured.curve]) == (math.inf, 1, [0])
+
+
 def test_a_run_without_clipping_says_so(small_recipe: Path) -> None:
     measured = measure(load_recipe(str(small_recipe), ["max_grad_norm=0", "max_steps=1"]), 8)
     assert measured.conditions["clipping"] is None
