@@ -25,7 +25,7 @@ test-oldest: $(OLDEST)/ready ## the integration tests on the oldest supported tr
 
 bench-quick: $(NEWEST)/ready ## AdamW, SCAO, Muon and SOAP on a 1M-parameter GPT, one seed, untuned: five minutes
 	$(BENCHMARKS) study quick $(BENCH_FLAGS)
-	$(BENCHMARKS) timing quick $(BENCH_FLAGS) --blocks 2
+	$(BENCHMARKS) timing quick $(BENCH_FLAGS) --blocks 2 --settle 20
 	$(BENCHMARKS) report quick --out $(BENCH_OUT)
 
 bench: $(NEWEST)/ready ## the same tuned, with three seeds, tables and figures: hours
