@@ -65,13 +65,20 @@ def run_once(
     from benchmarks.suite import Machine, chosen_studies
 
     study = chosen_studies([name], [optimizer])[name]
-    given = dict(override.split("=", 1) for override in overrides or [])
-    setting = study.plan().spaces[optimizer].start | {key: json.loads(value) for key, value in given.items()}
+    setting = study.plan().spaces[optimizer].start | dict(map(_key_and_value, overrides or []))
     more = {} if steps is None else {"steps": steps}
     study = replace(study, options={**study.options, **more})
     run = study.run_once(Machine(data_dir, device, cache=out / "cache"), optimizer, setting, seed)
     measures = {key: value for key, value in run.measures.items() if key not in ("train_losses", "ranks")}
     print(json.dumps({**run.to_dict(), "measures": measures}))
+
+
+def _key_and_value(override: str) -> tuple[str, Any]:
+    key, _, value = override.partition("=")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{override!r} is not KEY=JSON, such as lr=0.004 or 'betas=[0.9, 0.95]'") from error
 
 
 @app.command("timing")

@@ -29,8 +29,8 @@ END = b"\x00"
 """Follows an answer."""
 BASE_TASK: dict[str, Any] = {"size": "1m", "rows": 4, "length": CONTEXT, "steps": 800, "evaluate_every": 800}
 BASE_LR, BASE_AUXILIARY, BASE_SEED = 1e-2, 0.4, 1000
-"""The base model is pretrained on WikiText-2 with Muon, which no LoRA study compares: at this length AdamW stays on the
-plateau of the bigrams for 1200 steps."""
+"""The base model is pretrained on WikiText-2 with Muon, which no LoRA study compares (`full` does, and has to say so):
+at this length AdamW stays on the plateau of the bigrams for 1200 steps."""
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,8 @@ def train(task: Task, build: Build, seed: int, device: torch.device, clip: float
     diverged = False
 
     for step, batch in enumerate(itertools.islice(task.batches(seed), task.steps), 1):
-        order.update(batch.tokens.numpy().tobytes())
+        for tensor in batch:
+            order.update(tensor.numpy().tobytes())
         targets += int((batch.labels >= 0).sum())
         if diverged:
             continue  # the rest of the data still belongs to the conditions

@@ -10,7 +10,7 @@ import typer
 
 from .completion import complete_recipe
 from .documents import print_document
-from .options import AsJson, Debug, Overrides, Quiet, as_override, go_offline, joined
+from .options import AsJson, Data, Debug, Model, Offline, Overrides, Quiet, as_override, go_offline, joined
 
 PROTOCOL = "Protocol"
 
@@ -105,17 +105,8 @@ def compare(
             rich_help_panel=PROTOCOL,
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Hub id, directory, or tiny-llama, which comes along.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            "-d",
-            help="Hub id, .jsonl, .json, .csv, .parquet or .txt file, or a directory of such.",
-        ),
-    ] = None,
+    model: Model = None,
+    data: Data = None,
     output_dir: Annotated[
         Path | None,
         typer.Option("--output-dir", "-o", help="Folder of runs and report; by default the recipe's with -compare."),
@@ -123,7 +114,7 @@ def compare(
     max_steps: Annotated[
         int | None, typer.Option("--max-steps", min=1, metavar="N", help="Stop every run after so many steps.")
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    offline: Offline = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -19,6 +19,14 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Hub id, directory, or tiny-llama, which comes along.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", "-d", help="Hub id, .jsonl, .json, .csv, .parquet or .txt file, or a directory of such."),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.", rich_help_panel="Output")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel="Output")]
 Debug = Annotated[

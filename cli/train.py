@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .completion import complete_recipe
-from .options import AsJson, Debug, Overrides, Overwrite, Quiet, as_override, go_offline, joined
+from .options import AsJson, Data, Debug, Model, Offline, Overrides, Overwrite, Quiet, as_override, go_offline, joined
 
 
 def train(
@@ -23,17 +23,8 @@ def train(
         ),
     ],
     overrides: Overrides = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Hub id, directory, or tiny-llama, which comes along.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            "-d",
-            help="Hub id, .jsonl, .json, .csv, .parquet or .txt file, or a directory of such.",
-        ),
-    ] = None,
+    model: Model = None,
+    data: Data = None,
     output_dir: Annotated[
         Path | None,
         typer.Option("--output-dir", "-o", help="Folder of the run."),
@@ -43,7 +34,7 @@ def train(
         int | None, typer.Option("--max-steps", min=1, metavar="N", help="Stop after so many steps.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of everything random.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    offline: Offline = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,

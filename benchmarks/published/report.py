@@ -25,7 +25,6 @@ from scao_hf.finetune.comparison.figures import save
 from scao_hf.finetune.comparison.statistics import estimate
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "published-claims.md"
 MEGABYTE = 1e6
 WHOLE_PERCENT = Unit("+.0f", "%")
 HIDDEN_OPTIONS = ("auxiliary", "betas", "weight_decay")

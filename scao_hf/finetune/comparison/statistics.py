@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 # Student's t, 97.5% quantile, by degrees of freedom 1, 2, …, 30.
 # fmt: off
@@ -97,15 +96,3 @@ def steps_to(curve: Sequence[tuple[int, float]], target: float) -> float | None:
             return before + (step - before) * (higher - target) / (higher - loss)
         previous = step, loss
     return None
-
-
-def area_under_curve(curve: Sequence[tuple[int, float]]) -> float:
-    """Mean height of a curve of (step, loss) between its first and last step, by the trapezoidal rule.
-
-    Raises:
-        ValueError: fewer than two points.
-    """
-    if len(curve) < 2:
-        raise ValueError(f"an area needs at least two points, got {len(curve)}")
-    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(curve))
-    return area / (curve[-1][0] - curve[0][0])

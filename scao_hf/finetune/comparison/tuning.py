@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,18 +64,6 @@ class Trial:
 def rounded(rate: float) -> float:
     """A learning rate to four significant digits, so that two ways to the same rate are one trial."""
     return float(f"{rate:.{SIGNIFICANT_DIGITS}g}")
-
-
-def search(space: Space, trials: int, evaluate: Callable[[Setting], float]) -> list[Trial]:
-    """Spend exactly `trials` evaluations, one after the other; `proposals` is the same for parallel use.
-
-    Raises:
-        ValueError: fewer trials than the first grid has learning rates.
-    """
-    done: list[Trial] = []
-    while batch := proposals(space, trials, done):
-        done += [Trial(setting, evaluate(setting)) for setting in batch]
-    return done
 
 
 def proposals(space: Space, trials: int, done: Sequence[Trial]) -> list[Setting]:

@@ -8,7 +8,6 @@ import pytest
 
 from scao_hf.finetune.comparison.statistics import (
     Estimate,
-    area_under_curve,
     estimate,
     paired_difference,
     steps_to,
@@ -134,18 +133,3 @@ def test_steps_to_a_target_lie_on_the_line_between_two_points(
     curve: list[tuple[int, float]], target: float, step: float | None
 ) -> None:
     assert steps_to(curve, target) == (None if step is None else pytest.approx(step))
-
-
-def test_the_area_under_a_curve_is_its_mean_height_over_steps() -> None:
-    # (4 + 2)/2 over ten steps, 2 over thirty.
-    assert area_under_curve([(0, 4.0), (10, 2.0), (40, 2.0)]) == pytest.approx((10 * 3 + 30 * 2) / 40)
-
-
-def test_the_area_does_not_depend_on_where_the_curve_begins() -> None:
-    assert area_under_curve([(100, 4.0), (110, 2.0)]) == 3.0
-
-
-@pytest.mark.parametrize("curve", [[], [(0, 1.0)]])
-def test_an_area_needs_two_points(curve: list[tuple[int, float]]) -> None:
-    with pytest.raises(ValueError, match=f"at least two points, got {len(curve)}"):
-        area_under_curve(curve)

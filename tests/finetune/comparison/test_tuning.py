@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scao_hf.finetune.comparison.runs import Setting, canonical
-from scao_hf.finetune.comparison.tuning import Space, Trial, best, is_bracketed, proposals, search
+from scao_hf.finetune.comparison.tuning import Space, Trial, best, is_bracketed, proposals
 
 Landscape = Callable[[Setting], float]
 ALTERNATIVES = {"auxiliary": [0.5], "betas": [[0.95, 0.95], [0.9, 0.99]], "weight_decay": [0.01]}
@@ -22,6 +22,13 @@ RATE = Space({"lr": 1e-3})
 def space(**changes: Any) -> Space:
     start = {"lr": 1e-3, "auxiliary": 1.0, "betas": [0.9, 0.95], "weight_decay": 0.1}
     return Space(**{"start": start, "alternatives": ALTERNATIVES, **changes})
+
+
+def search(searched: Space, trials: int, landscape: Landscape) -> list[Trial]:
+    done: list[Trial] = []
+    while batch := proposals(searched, trials, done):
+        done += [Trial(setting, landscape(setting)) for setting in batch]
+    return done
 
 
 def bowl(optimum: float) -> Landscape:
