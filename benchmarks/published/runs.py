@@ -65,7 +65,7 @@ def initial_factor(value: float) -> Iterator[None]:
 
 def write_timing(machine: Machine, folder: Path, tell: Tell) -> None:
     """Time AdamW and SCAO in turn at each scale, over all the steps of a run but its first, into `timing.json`."""
-    torch.set_num_threads(machine.threads)
+    torch.set_num_threads(1)
     device = torch.device(machine.device)
     arms: dict[str, Any] = {}
     for scale in TIMED:

@@ -125,7 +125,7 @@ def record(machine: Machine, config: Config, folder: Path) -> Recording:
 
 
 def _make(machine: Machine, config: Config, path: Path) -> None:
-    torch.set_num_threads(machine.threads)
+    torch.set_num_threads(1)
     names, window = config["recording"]["layers"], config["recording"]["window"]
     seen: dict[str, deque[Tensor]] = {name: deque(maxlen=window) for name in names}
     treated: dict[str, Any] = {}

@@ -79,7 +79,7 @@ def replay(machine: Machine, plan: Plan, out: Path, command: str, tell: Callable
         ValueError: the plan does not fit the model, or the window the grid.
     """
     plan.grid.starts(plan.window)
-    torch.set_num_threads(machine.threads)
+    torch.set_num_threads(1)
     config = recording_configuration(
         machine, plan.size, plan.optimizer, plan.seed, plan.steps, plan.window, plan.layers
     )

@@ -42,7 +42,7 @@ CHANGES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "evaluation set": ({"text": 1}, {"evaluation_set"}),
     "clipping": ({"clip": 0.5}, {"clipping"}),
     "schedule": ({"schedule": Schedule(warmup_steps=3)}, {"schedule"}),
-    "labels": ({"masked": True}, {"token_budget"}),
+    "labels": ({"masked": True}, {"data_order", "token_budget"}),
     "steps": ({"steps": 5}, {"steps", "data_order", "token_budget"}),
     "nothing that counts": ({"evaluate_every": 3, "curve_batches": 2}, set()),
 }
@@ -128,7 +128,7 @@ def test_real_runs_under_equal_conditions_are_compared(ours: list[Run]) -> None:
         ({"task": TinyTask(text=1)}, "different evaluation set in the final runs of seed 2"),
         ({"task": TinyTask(schedule=Schedule(2, 0.5, 1.0))}, "different schedule in the final runs of seed 2"),
         ({"task": TinyTask(steps=12)}, "different data order in the final runs of seed 2"),
-        ({"task": TinyTask(masked=True)}, "different token budget in the final runs of seed 2"),
+        ({"task": TinyTask(masked=True)}, "different data order in the final runs of seed 2"),
         ({"seed": 4}, r"different seeds: adamw \[1, 2, 3\], sgd \[1, 3, 4\]"),
     ],
 )
