@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 NEWEST := .venv
 OLDEST := .venv-oldest
-# Benchmarks: DATA is a folder of local texts (layout: benchmarks/texts.py), without it the Hugging Face hub's are taken.
+# Benchmarks: DATA is a folder of local texts (layout: benchmarks/tasks/texts.py), without it the Hugging Face hub's are taken.
 DATA ?=
 BENCH_OUT ?= runs/benchmarks
 BENCH_FLAGS = --out $(BENCH_OUT) $(if $(DATA),--data-dir $(DATA))

@@ -112,7 +112,7 @@ def report_studies(
     readme: Annotated[Path | None, typer.Option(help="A file whose block of results is replaced.")] = None,
 ) -> None:
     """Write tables, CSV and figures of the runs that are there; nothing is trained."""
-    from benchmarks.report import write_reports
+    from benchmarks.reporting.report import write_reports
 
     for path in write_reports(names or [], out, readme):
         print(path)
@@ -209,10 +209,10 @@ def measure_steps(
     """Time optimizer.step() alone on the layer shapes of real models; leave the machine to it."""
     import torch
 
-    from benchmarks.architectures import ARCHITECTURES
     from benchmarks.environment import environment
-    from benchmarks.step import DEFAULT_OPTIMIZERS, Plan, measure
-    from benchmarks.step_report import write_step
+    from benchmarks.step.architectures import ARCHITECTURES
+    from benchmarks.step.measure import DEFAULT_OPTIMIZERS, Plan, measure
+    from benchmarks.step.report import write_step
 
     torch.set_num_threads(threads)
     started, among = time.monotonic(), optimizer or DEFAULT_OPTIMIZERS

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import adaptation, encoder, lm
 from benchmarks.environment import environment
 from benchmarks.optimizers import ADAPTERS
+from benchmarks.tasks import adaptation, encoder, lm
 from benchmarks.timing import interleaved
 from benchmarks.training import Outcome, Schedule, train
 from scao_hf.finetune.comparison.protocol import Comparison

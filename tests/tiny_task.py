@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from benchmarks.models import IGNORED, ByteGPT, Shape, byte_gpt
+from benchmarks.tasks.models import IGNORED, ByteGPT, Shape, byte_gpt
 from benchmarks.training import Batch, Schedule
 
 SHAPE = Shape(width=8, layers=1, heads=2, context=8, vocabulary=16)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.models import SHAPES
 from benchmarks.optimizers import COMMON
 from benchmarks.published import source
 from benchmarks.suite import TASKS, Machine, configuration
+from benchmarks.tasks.models import SHAPES
 from scao_hf.finetune.comparison.runs import Setting
 from scao_hf.finetune.comparison.study import Config
 from scao_hf.optim.published import PublishedSCAO

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from benchmarks.models import SHAPES
 from benchmarks.published import source
 from benchmarks.published.arms import ARMS, SCALES, Arm
 from benchmarks.published.measures import (
@@ -26,6 +25,7 @@ from benchmarks.published.measures import (
     perplexity_difference,
 )
 from benchmarks.published.rules import CONTROL, PENDING, Effect, Incomparable, NoEffect, Rule, Verdict, Within
+from benchmarks.tasks.models import SHAPES
 from scao_hf.finetune.comparison.statistics import Estimate, steps_to
 
 

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.markdown import NONE, hardware_of, setting, spread, table, versions_of
-from benchmarks.models import SHAPES
 from benchmarks.published import source
 from benchmarks.published.arms import ARMS, Arm
 from benchmarks.published.claims import CLAIMS, PERCENT, SECTIONS, TIMES, Finding, Unit, judge
@@ -18,9 +16,11 @@ from benchmarks.published.figures import ablations, convergence
 from benchmarks.published.measures import Evidence, perplexity
 from benchmarks.published.rules import CONTROL, PENDING, VERDICTS
 from benchmarks.published.runs import evidence_in
-from benchmarks.report import DOTS_PER_INCH, link_between, with_block, write_csv
-from benchmarks.tables import Row
-from benchmarks.texts import ORIGINS
+from benchmarks.reporting.markdown import NONE, hardware_of, setting, spread, table, versions_of
+from benchmarks.reporting.report import DOTS_PER_INCH, link_between, with_block, write_csv
+from benchmarks.reporting.tables import Row
+from benchmarks.tasks.models import SHAPES
+from benchmarks.tasks.texts import ORIGINS
 from scao_hf.finetune.comparison.figures import save
 from scao_hf.finetune.comparison.statistics import estimate
 

@@ -18,7 +18,7 @@ from benchmarks.environment import environment
 from benchmarks.optimizers import ADAPTERS
 from benchmarks.published.arms import ARMS, TASK, Arm
 from benchmarks.published.measures import Evidence
-from benchmarks.recorded import RUNS, TIMING, read_timing
+from benchmarks.reporting.recorded import RUNS, TIMING, read_timing
 from benchmarks.suite import Machine, make_task
 from benchmarks.timing import BLOCK_STEPS, interleaved, told
 from scao_hf.finetune.comparison.protocol import ProtocolError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from benchmarks.models import Shape
+from benchmarks.tasks.models import Shape
 
 ADAMW_RATE, SCAO_RATE = 3e-4, 3.51e-4
 LAST_RATE = 3e-5

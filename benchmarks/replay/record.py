@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.models import SHAPES
 from benchmarks.optimizers import ADAPTERS
 from benchmarks.suite import Machine, configuration, make_task
+from benchmarks.tasks.models import SHAPES
 from benchmarks.training import train
 from scao_hf import parameter_groups
 from scao_hf.finetune.comparison.runs import canonical, digest

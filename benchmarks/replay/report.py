@@ -13,13 +13,13 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.markdown import table
 from benchmarks.optimizers import ADAPTERS
 from benchmarks.replay import directions, trackers
 from benchmarks.replay.directions import ADAMW, PERIOD, SHAMPOO, SOAP_EXACT, TOP_RANK, DirectionRow, Measures
 from benchmarks.replay.record import Recording
 from benchmarks.replay.trackers import AT_REFRESH, EVERY_STEP, EXACT, SKETCH, Grid, Scores, TrackerRow
-from benchmarks.report import write_csv
+from benchmarks.reporting.markdown import table
+from benchmarks.reporting.report import write_csv
 from scao_hf import SCAO
 from scao_hf.finetune.comparison import figures
 from scao_hf.finetune.comparison.study import Config

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.environment import environment
-from benchmarks.markdown import RESULTS
 from benchmarks.replay import directions, trackers
 from benchmarks.replay.record import record, recording_configuration
 from benchmarks.replay.report import Findings, write
 from benchmarks.replay.trackers import Grid
+from benchmarks.reporting.markdown import RESULTS
 from benchmarks.suite import Machine, make_task
 
 BLOCK = "blocks.1"

@@ -11,9 +11,9 @@ import torch
 from tiny_task import SHAPE, walk
 from torch import nn
 
-from benchmarks.adaptation import with_lora
-from benchmarks.models import byte_gpt
 from benchmarks.optimizers import ADAPTERS, code_digest, groups_of, keywords
+from benchmarks.tasks.adaptation import with_lora
+from benchmarks.tasks.models import byte_gpt
 from scao_hf.finetune.comparison.runs import Setting, canonical
 
 PLACES = [

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import models, suite
+from benchmarks import suite
 from benchmarks.__main__ import app
 from benchmarks.optimizers import ADAPTERS
 from benchmarks.published import source
@@ -44,8 +44,9 @@ from benchmarks.published.rules import (
     Within,
 )
 from benchmarks.published.runs import initial_factor, make_all, make_run, runs_in
-from benchmarks.report import block_of
+from benchmarks.reporting.report import block_of
 from benchmarks.suite import Machine, make_task
+from benchmarks.tasks import models
 from scao_hf.finetune.comparison.protocol import ProtocolError
 from scao_hf.finetune.comparison.runs import Run
 from scao_hf.finetune.comparison.statistics import Estimate

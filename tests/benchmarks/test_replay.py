@@ -12,7 +12,6 @@ import reference
 import torch
 from torch import Tensor
 
-from benchmarks.models import SHAPES, Shape
 from benchmarks.replay import directions, record, study, trackers
 from benchmarks.replay.directions import (
     ADAMW,
@@ -40,6 +39,7 @@ from benchmarks.replay.trackers import (
     tracker_rows,
 )
 from benchmarks.suite import Machine, make_task
+from benchmarks.tasks.models import SHAPES, Shape
 from scao_hf import SCAO, SOAP
 
 MATRIX = {"kind": "matrix"}

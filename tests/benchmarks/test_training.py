@@ -14,8 +14,8 @@ import torch
 from tiny_task import TinyTask, adamw, sgd
 from torch import Tensor, nn
 
-from benchmarks.models import IGNORED, byte_gpt
 from benchmarks.suite import Machine, configuration, make_run
+from benchmarks.tasks.models import IGNORED, byte_gpt
 from benchmarks.training import Batch, Build, Outcome, Schedule, digest_of, mean_loss, train
 from scao_hf.finetune.comparison.protocol import CONDITIONS, ProtocolError, compare
 from scao_hf.finetune.comparison.runs import Run

@@ -14,9 +14,9 @@ import torch
 from tiny_task import adamw, sgd
 from torch import nn
 
-from benchmarks.encoder import START, Classification, run, windows
 from benchmarks.suite import STUDIES, Machine, configuration, make_run
-from benchmarks.texts import to_bytes
+from benchmarks.tasks.encoder import START, Classification, run, windows
+from benchmarks.tasks.texts import to_bytes
 from benchmarks.training import Build, Outcome, Schedule, digest_of
 from scao_hf.finetune.comparison.protocol import CONDITIONS
 

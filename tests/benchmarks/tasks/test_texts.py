@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import texts
-from benchmarks.lm import LanguageModelling, windows
-from benchmarks.texts import Exchange
+from benchmarks.tasks import texts
+from benchmarks.tasks.lm import LanguageModelling, windows
+from benchmarks.tasks.texts import Exchange
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks import memory
-from benchmarks.encoder import Classification
+from benchmarks.tasks.encoder import Classification
 from benchmarks.training import Batch, Build, Outcome, clock, digest_of, footprint, record_ranks
 
 EVALUATION_ROWS = 256

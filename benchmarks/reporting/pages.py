@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from benchmarks.markdown import (
+from benchmarks.reporting.markdown import (
     NONE,
     footer,
     interval,
@@ -19,8 +19,8 @@ from benchmarks.markdown import (
     table,
     title,
 )
-from benchmarks.summary import SUBJECT, Summary
-from benchmarks.tables import BASELINE, Cost, Reach, Search
+from benchmarks.reporting.summary import SUBJECT, Summary
+from benchmarks.reporting.tables import BASELINE, Cost, Reach, Search
 
 MEGABYTE = 1e6
 

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from benchmarks import memory
-from benchmarks.architectures import ARCHITECTURES, Architecture, freeze, shapes_of, with_random_weights
 from benchmarks.optimizers import ADAPTERS
-from benchmarks.step import (
+from benchmarks.step.architectures import ARCHITECTURES, Architecture, freeze, shapes_of, with_random_weights
+from benchmarks.step.measure import (
     DEFAULT_OPTIMIZERS,
     PERIOD,
     WARM_UP,
@@ -35,7 +35,7 @@ from benchmarks.step import (
     values_of,
     without_adam_phase,
 )
-from benchmarks.step_report import page, write_step
+from benchmarks.step.report import page, write_step
 from scao_hf import SCAO
 
 CPU = torch.device("cpu")

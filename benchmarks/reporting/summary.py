@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.recorded import Recorded
-from benchmarks.tables import (
+from benchmarks.reporting.recorded import Recorded
+from benchmarks.reporting.tables import (
     Cost,
     Difference,
     FinalLoss,
@@ -22,7 +22,7 @@ from benchmarks.tables import (
     search_of,
     targets_per_step,
 )
-from benchmarks.texts import ORIGINS
+from benchmarks.tasks.texts import ORIGINS
 from scao_hf.finetune.comparison.protocol import LEAST_SEEDS, Comparison
 from scao_hf.finetune.comparison.runs import Run
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.recorded import Found, StepTimes
+from benchmarks.reporting.recorded import Found, StepTimes
 from scao_hf.finetune.comparison.protocol import Comparison, Entry
 from scao_hf.finetune.comparison.runs import Run, Setting, canonical, digest
 from scao_hf.finetune.comparison.statistics import Estimate, estimate, paired_difference, steps_to

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from invented_runs import record, run, study, valley
 
-from benchmarks.recorded import Recorded, StepTimes, recorded
-from benchmarks.suite import CONFIRMATION_SEEDS
-from benchmarks.tables import (
+from benchmarks.reporting.recorded import Recorded, StepTimes, recorded
+from benchmarks.reporting.tables import (
     baseline_targets,
     costs,
     curve_rows,
@@ -23,6 +22,7 @@ from benchmarks.tables import (
     search_of,
     training_area,
 )
+from benchmarks.suite import CONFIRMATION_SEEDS
 from scao_hf.finetune.comparison.protocol import Comparison, ProtocolError, compare
 from scao_hf.finetune.comparison.runs import Run, Setting
 from scao_hf.finetune.comparison.store import RunStore

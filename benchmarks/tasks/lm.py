@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks import texts
-from benchmarks.models import SHAPES, ByteGPT, Shape, byte_gpt
+from benchmarks.tasks import texts
+from benchmarks.tasks.models import SHAPES, ByteGPT, Shape, byte_gpt
 from benchmarks.training import Batch, Schedule
 
 EVALUATION_SEED = 0

@@ -13,20 +13,21 @@ import pytest
 from invented_runs import ENVIRONMENT, record, study, valley
 from typer.testing import CliRunner
 
-from benchmarks import report, texts
 from benchmarks.__main__ import app
-from benchmarks.figures import ORDER, colour, drawn
-from benchmarks.headlines import overview_page, readme_block
 from benchmarks.optimizers import ADAPTERS
-from benchmarks.pages import summary_page
-from benchmarks.recorded import recorded
-from benchmarks.report import BEGIN, END, block_of, link_between, summaries_in, with_block
+from benchmarks.reporting import report
+from benchmarks.reporting.figures import ORDER, colour, drawn
+from benchmarks.reporting.headlines import overview_page, readme_block
+from benchmarks.reporting.pages import summary_page
+from benchmarks.reporting.recorded import recorded
+from benchmarks.reporting.report import BEGIN, END, block_of, link_between, summaries_in, with_block
+from benchmarks.reporting.summary import Summary, summarise, text_of
 from benchmarks.suite import STUDIES, Study
-from benchmarks.summary import Summary, summarise, text_of
+from benchmarks.tasks import texts
 from scao_hf.finetune.comparison.figures import svg_text
 from scao_hf.finetune.comparison.runs import Setting
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LARGEST_FIGURE = 150_000
 LOSSES = valley({"adamw": 4e-3, "scao": 8e-3, "muon": 2e-2}, {"adamw": 2.0, "scao": 1.6, "muon": 1.7})
 OURS = study("adamw", "scao", "muon")

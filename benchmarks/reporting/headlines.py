@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.markdown import (
+from benchmarks.reporting.markdown import (
     NONE,
     commands,
     footer,
@@ -18,9 +18,9 @@ from benchmarks.markdown import (
     table,
     title,
 )
-from benchmarks.pages import description, notes
-from benchmarks.summary import SUBJECT, Provenance, Summary
-from benchmarks.tables import BASELINE, Reach
+from benchmarks.reporting.pages import description, notes
+from benchmarks.reporting.summary import SUBJECT, Provenance, Summary
+from benchmarks.reporting.tables import BASELINE, Reach
 from scao_hf.finetune.comparison.statistics import Estimate
 
 UNDECIDED = "≈"

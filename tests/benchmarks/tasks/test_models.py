@@ -7,7 +7,7 @@ import torch
 from tiny_task import SHAPE
 from torch import Tensor
 
-from benchmarks.models import IGNORED, LINEAR_LAYERS, SHAPES, ByteGPT, byte_gpt
+from benchmarks.tasks.models import IGNORED, LINEAR_LAYERS, SHAPES, ByteGPT, byte_gpt
 
 
 def parameters(size: str) -> int:

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from benchmarks.optimizers import ADAPTERS
-from benchmarks.recorded import Recorded
-from benchmarks.summary import SUBJECT, Summary
-from benchmarks.tables import BASELINE, Reach
+from benchmarks.reporting.recorded import Recorded
+from benchmarks.reporting.summary import SUBJECT, Summary
+from benchmarks.reporting.tables import BASELINE, Reach
 from scao_hf.finetune.comparison import figures
 from scao_hf.finetune.comparison.protocol import Comparison, Entry
 from scao_hf.finetune.comparison.runs import Run, canonical

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks import texts
-from benchmarks.lm import EVALUATION_SEED, LanguageModelling, windows
-from benchmarks.models import IGNORED, LINEAR_LAYERS, ByteGPT, byte_gpt
 from benchmarks.muon import Muon
+from benchmarks.tasks import texts
+from benchmarks.tasks.lm import EVALUATION_SEED, LanguageModelling, windows
+from benchmarks.tasks.models import IGNORED, LINEAR_LAYERS, ByteGPT, byte_gpt
 from benchmarks.training import Batch, Schedule, train
 from scao_hf import parameter_groups
 from scao_hf.finetune.comparison.runs import digest

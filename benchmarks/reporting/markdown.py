@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.optimizers import ADAPTERS
-from benchmarks.summary import Provenance
-from benchmarks.tables import Reach
+from benchmarks.reporting.summary import Provenance
+from benchmarks.reporting.tables import Reach
 from scao_hf.finetune.comparison.statistics import Estimate
 
 RESULTS = "benchmarks/results"

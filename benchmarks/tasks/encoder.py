@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import texts
-from benchmarks.lm import EVALUATION_SEED
-from benchmarks.models import BYTES
-from benchmarks.texts import Exchange, Exchanges, Text
+from benchmarks.tasks import texts
+from benchmarks.tasks.lm import EVALUATION_SEED
+from benchmarks.tasks.models import BYTES
+from benchmarks.tasks.texts import Exchange, Exchanges, Text
 from benchmarks.training import Batch, Build, Outcome, Schedule
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def windows(sources: Sequence[Tensor], rows: int, length: int, seed: int) -> Ite
 
 
 def run(task: Classification, build: Build, seed: int, device: torch.device, clip: float | None = None) -> Outcome:
-    """See `benchmarks.trainer.train`, which takes seconds to import."""
-    from benchmarks.trainer import train
+    """See `benchmarks.tasks.trainer.train`, which takes seconds to import."""
+    from benchmarks.tasks.trainer import train
 
     return train(task, build, seed, device, clip)

@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks.figures import colour, title, weight
-from benchmarks.markdown import NONE, RESULTS, hardware_of, table, versions_of
-from benchmarks.report import DOTS_PER_INCH, write_csv
-from benchmarks.step import DEFAULT_OPTIMIZERS, WARM_UP, Measured, Plan, values_of
+from benchmarks.reporting.figures import colour, title, weight
+from benchmarks.reporting.markdown import NONE, RESULTS, hardware_of, table, versions_of
+from benchmarks.reporting.report import DOTS_PER_INCH, write_csv
+from benchmarks.step.measure import DEFAULT_OPTIMIZERS, WARM_UP, Measured, Plan, values_of
 from scao_hf.finetune.comparison import figures
 
 MEGABYTE = 1e6

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import drawn
-from benchmarks.headlines import overview_page, readme_block
-from benchmarks.pages import summary_page
-from benchmarks.recorded import RUNS, Recorded, recorded
+from benchmarks.reporting.figures import drawn
+from benchmarks.reporting.headlines import overview_page, readme_block
+from benchmarks.reporting.pages import summary_page
+from benchmarks.reporting.recorded import RUNS, Recorded, recorded
+from benchmarks.reporting.summary import Summary, summarise
+from benchmarks.reporting.tables import Row, curve_rows, run_rows
 from benchmarks.suite import STUDIES
-from benchmarks.summary import Summary, summarise
-from benchmarks.tables import Row, curve_rows, run_rows
 from scao_hf.finetune.comparison.figures import save
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from benchmarks import memory
-from benchmarks.architectures import ARCHITECTURES, Architecture, freeze, with_random_weights
 from benchmarks.optimizers import ADAPTERS, Adapter
+from benchmarks.step.architectures import ARCHITECTURES, Architecture, freeze, with_random_weights
 from benchmarks.training import clock
 from scao_hf.finetune.comparison.runs import Setting
 from scao_hf.optim.kronecker import KroneckerOptimizer

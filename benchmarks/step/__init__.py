@@ -1,0 +1,1 @@
+"""`optimizer.step()` alone, on the layer shapes of real models."""

@@ -1,0 +1,1 @@
+"""What is trained: tasks, their models and their texts."""
