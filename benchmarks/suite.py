@@ -214,7 +214,7 @@ STUDIES: dict[str, Study] = {
         confirmations=3,
     ),
     "lm-5m": Study("lm", {"size": "5m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=4),
-    "lm-10m": Study("lm", {"size": "10m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=4),
+    "lm-10m": Study("lm", {"size": "10m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=5),
     "quick": Study("lm", {"size": "1m", "steps": 250}, MATRIX_OPTIMIZERS, trials=0, seeds=SEEDS[:1]),
     "lm-1m-packages": Study("lm", {"size": "1m", "steps": 500}, PACKAGES, trials=8, confirmations=3),
     "lm-125m": Study("lm", {"size": "125m", "steps": 2000, "length": 1024}, MATRIX_OPTIMIZERS, trials=8),
