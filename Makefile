@@ -23,7 +23,7 @@ test: $(NEWEST)/ready ## all tests
 test-oldest: $(OLDEST)/ready ## the integration tests on the oldest supported transformers
 	$(OLDEST)/bin/python -m pytest -n 2 tests/optim tests/hf tests/finetune
 
-bench-quick: $(NEWEST)/ready ## AdamW, SCAO, Muon and SOAP on a 1M-parameter GPT, one seed, untuned: five minutes
+bench-quick: $(NEWEST)/ready ## AdamW, SCAO, Muon and SOAP on a 1M-parameter GPT, one seed, untuned: three minutes on two cores
 	$(BENCHMARKS) study quick $(BENCH_FLAGS)
 	$(BENCHMARKS) timing quick $(BENCH_FLAGS) --blocks 2 --settle 20
 	$(BENCHMARKS) report quick --out $(BENCH_OUT)

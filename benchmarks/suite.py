@@ -213,7 +213,7 @@ STUDIES: dict[str, Study] = {
         seeds=(*SEEDS, 45, 46),
         confirmations=3,
     ),
-    "lm-5m": Study("lm", {"size": "5m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=4),
+    "lm-5m": Study("lm", {"size": "5m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=5),
     "lm-10m": Study("lm", {"size": "10m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=5),
     "quick": Study("lm", {"size": "1m", "steps": 250}, MATRIX_OPTIMIZERS, trials=0, seeds=SEEDS[:1]),
     "lm-1m-packages": Study("lm", {"size": "1m", "steps": 500}, PACKAGES, trials=8, confirmations=3),
