@@ -25,10 +25,10 @@ test-oldest: $(OLDEST)/ready ## the integration tests on the oldest supported tr
 
 bench-quick: $(NEWEST)/ready ## AdamW, SCAO, Muon and SOAP on a 1M-parameter GPT, one seed, untuned: three minutes on two cores
 	$(BENCHMARKS) study quick $(BENCH_FLAGS)
-	$(BENCHMARKS) timing quick $(BENCH_FLAGS) --blocks 2 --settle 20
+	$(BENCHMARKS) timing quick $(BENCH_FLAGS)
 	$(BENCHMARKS) report quick --out $(BENCH_OUT)
 
-bench: $(NEWEST)/ready ## the same tuned, with three seeds, tables and figures: hours
+bench: $(NEWEST)/ready ## the same and two more, tuned, on five seeds, with tables and figures: hours
 	$(BENCHMARKS) study lm-1m $(BENCH_FLAGS)
 	$(BENCHMARKS) timing lm-1m $(BENCH_FLAGS)
 	$(BENCHMARKS) report lm-1m --out $(BENCH_OUT)

@@ -86,8 +86,6 @@ def time_studies(
     names: Annotated[list[str], typer.Argument(help="Studies whose optimizers are timed on their task.")],
     data_dir: DataDir = None,
     out: Out = Path("runs/benchmarks"),
-    blocks: Annotated[int, typer.Option(min=1, help="Blocks of ten steps of each optimizer.")] = 10,
-    settle: Annotated[int, typer.Option(min=0, help="Steps of each before the first block.")] = 40,
     device: Device = "cpu",
 ) -> None:
     """Time the steps of a study's optimizers in turn, in one process; leave the machine to it."""
@@ -98,7 +96,7 @@ def time_studies(
 
     torch.set_num_threads(1)
     for name, study in chosen_studies(names).items():
-        measured = study.timing(Machine(data_dir, device, cache=out / "cache"), blocks, settle)
+        measured = study.timing(Machine(data_dir, device, cache=out / "cache"))
         path = out / name / "timing.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")

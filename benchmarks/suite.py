@@ -144,6 +144,8 @@ class Study:
         seeds: of the final runs.
         confirmations: how many of the best trials are run on `CONFIRMATION_SEEDS` before one is chosen.
         rate: factor on the learning rates at which the searches start.
+        blocks: of ten steps of each optimizer that are timed, in turn.
+        settle: steps of each before the first block.
     """
 
     task: str
@@ -153,6 +155,8 @@ class Study:
     seeds: Sequence[int] = SEEDS
     confirmations: int = 0
     rate: float = 1.0
+    blocks: int = 8
+    settle: int = 40
 
     def plan(self) -> Plan:
         return Plan(
@@ -180,7 +184,7 @@ class Study:
         """One run of one of the study's optimizers."""
         return make_run(machine, configuration(machine, self.task, self.options, optimizer, setting, seed))
 
-    def timing(self, machine: Machine, blocks: int, settle: int) -> dict[str, Any]:
+    def timing(self, machine: Machine) -> dict[str, Any]:
         """Steps of every optimizer at its start, timed in turn; see `benchmarks.timing.interleaved`.
 
         Raises:
@@ -190,7 +194,8 @@ class Study:
             raise ValueError(f"{self.task} has a training loop of its own; its runs tell the CPU time of their steps")
         task, device = make_task(machine, {"name": self.task, **self.options}), torch.device(machine.device)
         builds = {name: partial(_at_start, name, space) for name, space in self.plan().spaces.items()}
-        return {"environment": environment(device), "arms": interleaved(task, builds, device, blocks, settle)}
+        arms = interleaved(task, builds, device, self.blocks, self.settle)
+        return {"environment": environment(device), "arms": arms}
 
 
 def _at_start(optimizer: str, space: Space, model: nn.Module) -> torch.optim.Optimizer:
@@ -213,14 +218,25 @@ STUDIES: dict[str, Study] = {
         seeds=(*SEEDS, 45, 46),
         confirmations=3,
     ),
-    "lm-5m": Study("lm", {"size": "5m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=5),
-    "lm-10m": Study("lm", {"size": "10m", "steps": 50, "evaluation_batches": 16}, MATRIX_OPTIMIZERS, trials=5),
-    "quick": Study("lm", {"size": "1m", "steps": 250}, MATRIX_OPTIMIZERS, trials=0, seeds=SEEDS[:1]),
+    **{
+        f"lm-{size}": Study(
+            "lm",
+            {"size": size, "steps": 50, "evaluation_batches": 16},
+            MATRIX_OPTIMIZERS,
+            trials=5,
+            blocks=3,
+            settle=6,
+        )
+        for size in ("5m", "10m")
+    },
+    "quick": Study(
+        "lm", {"size": "1m", "steps": 250}, MATRIX_OPTIMIZERS, trials=0, seeds=SEEDS[:1], blocks=2, settle=20
+    ),
     "lm-1m-packages": Study("lm", {"size": "1m", "steps": 500}, PACKAGES, trials=8, confirmations=3),
     "lm-125m": Study("lm", {"size": "125m", "steps": 2000, "length": 1024}, MATRIX_OPTIMIZERS, trials=8),
     "lm-350m": Study("lm", {"size": "350m", "steps": 2000, "length": 1024}, MATRIX_OPTIMIZERS, trials=8),
     **{
-        f"lora-{text}-r{rank}": Study("lora", {"text": text, "rank": rank}, LORA_OPTIMIZERS, trials=5)
+        f"lora-{text}-r{rank}": Study("lora", {"text": text, "rank": rank}, LORA_OPTIMIZERS, trials=5, settle=11)
         for text in ("shakespeare", "gsm8k")
         for rank in (8, 16, 64)
     },

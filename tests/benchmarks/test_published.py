@@ -30,7 +30,7 @@ from benchmarks.published.measures import (
     gap_after,
     memory_ratio,
 )
-from benchmarks.published.report import ROOT, write_report
+from benchmarks.published.report import ROOT, block, write_report
 from benchmarks.published.rules import (
     CONTROL,
     DIRECTION,
@@ -43,8 +43,8 @@ from benchmarks.published.rules import (
     NoEffect,
     Within,
 )
-from benchmarks.published.runs import initial_factor, make_all, make_run, runs_in
-from benchmarks.reporting.report import block_of
+from benchmarks.published.runs import evidence_in, initial_factor, make_all, make_run, runs_in
+from benchmarks.reporting.report import block_of, link_between
 from benchmarks.suite import Machine, make_task
 from benchmarks.tasks import models
 from scao_hf.finetune.comparison.protocol import ProtocolError
@@ -536,8 +536,11 @@ def test_timing_beside_the_runs_gives_throughput_and_seconds(invented: Path) -> 
     assert in_seconds == pytest.approx(0.8 * in_steps)
 
 
-def test_the_repositorys_page_has_a_block_for_the_results() -> None:
-    assert "## Verdicts" in block_of((ROOT / "docs" / "published-claims.md").read_text(encoding="utf-8"))
+def test_the_committed_page_says_what_the_committed_runs_say() -> None:
+    page, folder = ROOT / "docs" / "published-claims.md", ROOT / "benchmarks" / "results" / "published"
+    evidence = evidence_in(folder, SEEDS)
+    expected = block([judge(claim, evidence) for claim in CLAIMS], evidence, f"{link_between(page, folder)}/")
+    assert block_of(page.read_text(encoding="utf-8")) == expected
 
 
 def test_the_command_reports_without_training(tmp_path: Path, page: Path) -> None:

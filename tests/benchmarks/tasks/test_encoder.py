@@ -217,4 +217,4 @@ def test_searches_start_at_smaller_rates_than_where_a_gpt_is_trained() -> None:
 
 def test_a_loop_that_is_not_the_suites_own_is_not_timed(folder: Path) -> None:
     with pytest.raises(ValueError, match="encoder has a training loop of its own"):
-        STUDIES["encoder"].timing(Machine(folder), blocks=1, settle=1)
+        STUDIES["encoder"].timing(Machine(folder))
