@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.optim import Optimizer
 
 from scao_hf.numerics.moments import adam_direction, update_moments
@@ -306,12 +307,43 @@ class KroneckerOptimizer(Optimizer):
                     found.append(diagnosis._replace(name=name or f"parameter {position}", numel=param.numel()))
         return found
 
+    @classmethod
+    def state_bytes(cls, params: Any, **options: Any) -> int:
+        """What the state of these parameters will take once each has had a gradient; nothing is allocated.
+
+        The memory of the tensors in `optimizer.state`, exact to the byte, as `diagnostics()["state_bytes"]` tells it
+        after the first step.
+
+        Args:
+            params: a module, of which the trainable parameters count; or what the constructor takes. May lie on the
+                "meta" device.
+            options: arguments of the constructor.
+
+        Returns:
+            Bytes.
+
+        Raises:
+            ValueError, TypeError: as the constructor.
+        """
+        if isinstance(params, Module):
+            params = [param for param in params.parameters() if param.requires_grad]
+        optimizer = cls(params, **options)
+        return sum(optimizer._planned_bytes(group) for group in optimizer.param_groups)
+
+    def _planned_bytes(self, group: Group) -> int:
+        layouts = [self._layout(tuple(param.shape), group) for param in group["params"]]
+        meta = torch.device("meta")
+        return sum(_bytes_of(self._new_storage(lay, group, meta, lay.num_rows).values()) for lay in layouts)
+
     def _all_params(self) -> Iterable[Tensor]:
         return chain.from_iterable(group["params"] for group in self.param_groups)
 
     def _state_bytes(self) -> int:
-        tensors = [v for state in self.state.values() for v in state.values() if isinstance(v, Tensor)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return _bytes_of(v for state in self.state.values() for v in state.values() if isinstance(v, Tensor))
+
+
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _require_whole(param: Tensor, group: Group) -> None:

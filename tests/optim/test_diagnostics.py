@@ -98,6 +98,24 @@ def test_state_bytes_are_those_of_all_tensors_in_the_state(make: Make) -> None:
 
 
 @every_optimizer
+def test_state_bytes_are_predicted_before_the_first_step_even_on_the_meta_device(make: Make) -> None:
+    params = parameters()
+    optimizer = make(params)
+    hyperparameters = dict(optimizer.defaults)
+    train(optimizer, params, range(1, 3))
+    planned = [nn.Parameter(torch.empty_like(param, device="meta")) for param in params]
+    assert type(optimizer).state_bytes(planned, **hyperparameters) == optimizer.diagnostics()["state_bytes"]
+
+
+def test_state_bytes_of_a_module_count_its_trainable_parameters() -> None:
+    module = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
+    module[1].requires_grad_(False)
+    expected = SCAO.state_bytes([module[0].weight, module[0].bias])
+    assert SCAO.state_bytes(module) == expected
+    assert SCAO.state_bytes(module[0], sides="none") == 8 * (30 + 5)
+
+
+@every_optimizer
 def test_the_preconditioned_fraction_counts_elements_of_matrices(make: Make) -> None:
     params = parameters([(6, 5), (10,), (4, 3, 2, 2)])
     optimizer = make(params)
