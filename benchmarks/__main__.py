@@ -81,6 +81,49 @@ def _key_and_value(override: str) -> tuple[str, Any]:
         raise ValueError(f"{override!r} is not KEY=JSON, such as lr=0.004 or 'betas=[0.9, 0.95]'") from error
 
 
+@app.command("ablation")
+def ablate(
+    data_dir: DataDir = None,
+    out: Out = Path("runs/benchmarks"),
+    workers: Workers = 2,
+    device: Device = "cpu",
+    only: Annotated[
+        list[str] | None, typer.Option(help="Parts of the rule, such as k_max or lr; all without it.")
+    ] = None,
+) -> None:
+    """SCAO with one thing changed at a time, and over learning rates, on the 1M task."""
+    from benchmarks import ablation
+    from benchmarks.suite import Machine
+    from scao_hf.finetune.comparison.store import RunStore
+
+    machine, folder = Machine(data_dir, device, cache=out / "cache"), out / "ablation"
+    store = RunStore(folder / "runs.jsonl")
+    arms = [*ablation.ARMS, *ablation.rate_arms()]
+    chosen = [arm for arm in arms if not only or not arm.part or arm.part in only]
+    ablation.make_all(machine, store, chosen, workers, lambda line: print(line, file=sys.stderr, flush=True))
+    for path in ablation.write(machine, store, folder):
+        print(path)
+
+
+@app.command("recertify")
+def recertify_runs(
+    optimizer: Annotated[str, typer.Argument(help="Whose kept runs.")],
+    names: Annotated[list[str], typer.Argument(help="Studies, or `published`.")],
+    data_dir: DataDir = None,
+    out: Out = Path("runs/benchmarks"),
+    device: Device = "cpu",
+) -> None:
+    """After a change of code that changes no number: make one kept run again, and keep the others if it is the same."""
+    from benchmarks.recertify import recertify
+    from benchmarks.suite import Machine
+    from scao_hf.finetune.comparison.store import RunStore
+
+    for name in names:
+        store = RunStore(out / name / "runs.jsonl")
+        count = recertify(Machine(data_dir, device, cache=out / "cache"), store, optimizer, lambda line: print(line))
+        print(f"{name}: {count} runs of {optimizer} stand for the code as it is")
+
+
 @app.command("timing")
 def time_studies(
     names: Annotated[list[str], typer.Argument(help="Studies whose optimizers are timed on their task.")],

@@ -201,8 +201,8 @@ ADAPTERS: dict[str, Adapter] = {
     "scao": Adapter(
         "SCAO",
         FromGroups("scao_hf", "SCAO"),
-        _setting(8e-3, 0.5, EVEN),
-        _others(1.0),
+        _setting(4e-3, 1.0, FAST),
+        _others(0.5),
         _lora_setting(1e-2),
         source="scao_hf.optim.scao",
     ),

@@ -229,6 +229,18 @@ STUDIES: dict[str, Study] = {
         )
         for size in ("5m", "10m")
     },
+    # Half of the 50 steps above are the learning rate's warm-up; these are long enough to tell optimizers apart.
+    **{
+        f"lm-{size}-long": Study(
+            "lm",
+            {"size": size, "steps": 400, "evaluation_batches": 16},
+            MATRIX_OPTIMIZERS,
+            trials=5,
+            blocks=3,
+            settle=6,
+        )
+        for size in ("5m", "10m")
+    },
     "quick": Study(
         "lm", {"size": "1m", "steps": 250}, MATRIX_OPTIMIZERS, trials=0, seeds=SEEDS[:1], blocks=2, settle=20
     ),

@@ -142,85 +142,6 @@ def tail_level(trace: float, values: Sequence[float], dim: int) -> float:
     return (trace - sum(values)) / left_out if left_out else 0.0
 
 
-def spike_plus_tail(u: Tensor, s: Tensor, tail: float) -> Tensor:
-    """U diag(s) Uᵀ + σ (I − U Uᵀ), materialised."""
-    return u.double() @ torch.diag(s.double()) @ u.double().T + tail * (identity(u.shape[0]) - projector(u))
-
-
-def four_blocks(
-    grad: Tensor, u: Tensor, s: Tensor, left_tail: float, w: Tensor, z: Tensor, right_tail: float, power: float = 0.25
-) -> Tensor:
-    """L̂^-p G R̂^-p with both spike-plus-tail factors materialised."""
-    left = matrix_power(spike_plus_tail(u, s, left_tail), -power)
-    right = matrix_power(spike_plus_tail(w, z, right_tail), -power)
-    return left @ grad.double() @ right
-
-
-def trace_normalisation(
-    total: float, s: Tensor, left_tail: float, m: int, z: Tensor, right_tail: float, n: int, power: float
-) -> float:
-    """c_p = τ / sqrt(tr L̂^(1−2p) · tr R̂^(1−2p)): E‖c_p L̂^-p G R̂^-p‖² = E‖G‖² under Cov(vec G) = R ⊗ L / τ."""
-
-    def trace(values: Tensor, tail: float, dim: int) -> float:
-        spectrum = [float(value) for value in values] + [tail] * (dim - len(values))
-        return sum(value ** (1 - 2 * power) for value in spectrum)
-
-    return total / math.sqrt(trace(s, left_tail, m) * trace(z, right_tail, n))
-
-
-def graft(direction: Tensor, magnitude: Tensor) -> Tensor:
-    """`direction` with the Frobenius norm of `magnitude`; zero stays zero."""
-    norm = float(direction.double().norm())
-    return direction.double() * (float(magnitude.double().norm()) / norm) if norm else direction.double()
-
-
-# ---------------------------------------------------------------------------------------------- tracking
-
-
-def power_sketch(grads: Sequence[Tensor], basis: Tensor, beta: float) -> Tensor:
-    """EMA(G Gᵀ) U with the m×m factor materialised; the sketch that never forms it must agree."""
-    left, _ = kronecker_factors(grads, beta)
-    return left @ basis.double()
-
-
-def reflector(x: Tensor) -> tuple[Tensor, float]:
-    """The Householder reflection I − 2 v vᵀ / vᵀv that sends x to −sign(x₁) ‖x‖ e₁, and that sign's image."""
-    sign = -1.0 if float(x[0]) < 0 else 1.0
-    v = x.clone()
-    v[0] += sign * x.norm()
-    return identity(len(x)) - 2 * torch.outer(v, v) / (v @ v), -sign
-
-
-def householder_completion(frame: Tensor, active: int) -> Tensor:
-    """An orthogonal d×d matrix H whose first `active` columns are those of `frame`.
-
-    H = P₁ P₂ … P_a · diag(±1, 1): the reflectors of the Householder QR of the orthonormal columns (whose triangle is
-    then diagonal, ±1), the signs absorbed into the first a columns. For a square frame H is the frame itself.
-    """
-    dim = frame.shape[0]
-    work, product, signs = frame.double()[:, :active].clone(), identity(dim), torch.ones(dim, dtype=torch.float64)
-    for j in range(active):
-        small, sign = reflector(work[j:, j])
-        step = identity(dim)
-        step[j:, j:] = small
-        work = step @ work
-        product = product @ step
-        signs[j] = sign
-    return product * signs
-
-
-def householder_frame(matrix: Tensor) -> Tensor:
-    """Orthonormal columns with the leading spans of `matrix`: the first k columns of its k Householder reflections."""
-    dim, columns = matrix.shape
-    work, product = matrix.double().clone(), identity(dim)
-    for j in range(columns):
-        step = identity(dim)
-        step[j:, j:] = reflector(work[j:, j])[0]
-        work = step @ work
-        product = product @ step
-    return product[:, :columns]
-
-
 # ---------------------------------------------------------------------------------------------- moments
 
 
@@ -572,172 +493,120 @@ class SOAP:
         return self.parameter
 
 
-# ---------------------------------------------------------------------------------------------- SCAO, dense
+# ---------------------------------------------------------------------------------------------- SCAO
 
 
-def rotate(tensor: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
-    """H_Lᵀ X H_R with materialised orthogonal maps; None leaves its side alone."""
-    tensor = tensor if left is None else left.T @ tensor
-    return tensor if right is None else tensor @ right
+def rotate(tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return left.double().T @ tensor.double() @ right.double()
 
 
-def unrotate(tensor: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
-    """H_L X H_Rᵀ, the inverse of `rotate`."""
-    tensor = tensor if left is None else left @ tensor
-    return tensor if right is None else tensor @ right.T
+def cholesky(matrix: Tensor) -> Tensor:
+    """C, lower triangular, with C Cᵀ = A, entry by entry."""
+    entries, lower = matrix.double().tolist(), [[0.0] * len(matrix) for _ in matrix]
+    for i, row in enumerate(lower):
+        for j in range(i + 1):
+            left = entries[i][j] - sum(row[p] * lower[j][p] for p in range(j))
+            row[j] = math.sqrt(left) if i == j else left / lower[j][j]
+    return torch.tensor(lower, dtype=torch.float64)
 
 
-def partial_eigenbasis_adam(
-    grads: Sequence[Tensor],
-    left: tuple[Tensor, int] | None,
-    right: tuple[Tensor, int] | None,
-    *,
-    betas: tuple[float, float],
-    eps: float,
-    factored: bool,
-) -> Tensor:
-    """The direction after `grads` when both frames (columns, active rank) stay fixed: Adam between two orthogonal maps.
-
-    The moments live in rotated coordinates; `factored` replaces v by r cᵀ / mean(r).
-    """
-    maps = [None if side is None else householder_completion(*side) for side in (left, right)]
-    rotated = [rotate(grad.double(), *maps) for grad in grads]
-    m, v = torch.zeros_like(rotated[0]), torch.zeros_like(rotated[0])
-    for grad in rotated:
-        m = betas[0] * m + (1 - betas[0]) * grad
-        v = betas[1] * v + (1 - betas[1]) * grad * grad
-    if factored:
-        v = factored_second_moment(rotated, betas[1])[2] * (1 - betas[1] ** len(grads))
-    return unrotate(adam_direction(m, v, betas, len(grads), eps), *maps)
+def orthogonal_rows(matrix: Tensor, damping: float, floor: float = 0.0) -> Tensor:
+    """C⁻¹ X with C Cᵀ = X Xᵀ + (damping · mean diag(X Xᵀ) + floor) I, by forward substitution."""
+    gram = matrix @ matrix.T
+    lower = cholesky(gram + (damping * float(torch.diag(gram).mean()) + floor) * identity(len(gram)))
+    rows = torch.zeros_like(matrix)
+    for i in range(len(matrix)):
+        rows[i] = (matrix[i] - lower[i, :i] @ rows[:i]) / lower[i, i]
+    return rows
 
 
-class SCAOSide:
-    """The tracked frame of one side of a block, with the dense map it completes to."""
-
-    def __init__(self, frame: Tensor):
-        self.frame, self.product = frame.double(), torch.zeros_like(frame, dtype=torch.float64)
-        self.active = 0
-        self.whole = frame.shape[0] == frame.shape[1]
-
-    def map(self) -> Tensor:
-        return householder_completion(self.frame, self.active)
-
-    def track(self, grad: Tensor, rho: float) -> None:
-        """Y ← ρ Y + (1 − ρ) (G Gᵀ) U, with G Gᵀ formed; `grad` has this side first."""
-        self.product = rho * self.product + (1 - rho) * (grad @ grad.T) @ self.frame
-
-    def turn(self) -> list[int]:
-        """One subspace iteration; the list tells which old column each new one continues."""
-        order = torch.argsort(torch.diag(self.frame.T @ self.product), descending=True)
-        turned = householder_frame(self.product[:, order])
-        self.product = self.product @ (self.frame.T @ turned)
-        self.frame = turned
-        return order.tolist()
-
-    def values(self) -> list[float]:
-        """Eigenvalue estimates of the columns, in their order."""
-        return torch.diag(self.frame.T @ self.product).clamp_min(0).tolist()
+def whiten(matrix: Tensor, frame: Tensor, active: int, block_rows: int, damping: float, noise_floor: float) -> Tensor:
+    """U Z + V: Z the orthogonal rows of Uᵀ X, V those of each block of X − (X Zᵀ) Z, of Z the `active` first."""
+    matrix, frame = matrix.double(), frame.double()
+    rows, rank = frame.shape
+    tracked = orthogonal_rows(frame.T @ matrix, damping)
+    if rank == rows:
+        return frame @ tracked
+    tracked = tracked[:active]
+    left = matrix - matrix @ tracked.T @ tracked
+    size = math.ceil(rows / math.ceil(rows / block_rows))
+    floor = noise_floor * float((matrix**2).sum()) / rows
+    pieces = []
+    for start in range(0, rows, size):
+        piece = left[start : start + size]
+        # A short last block is damped as if rows of zeros filled it up.
+        pieces.append(orthogonal_rows(piece, damping * len(piece) / size, floor))
+    return frame[:, :active] @ tracked + torch.cat(pieces)
 
 
 class SCAOBlock:
-    """SCAO on one block: Adam between two dense orthogonal maps, a second moment that follows the columns."""
+    """SCAO on one block, in the block's own orientation; `turned` says that its columns are the short side."""
 
-    def __init__(self, shape: tuple[int, int], frames: tuple[Tensor | None, Tensor | None], options: SCAO):
-        self.options = options
-        self.sides = [None if frame is None else SCAOSide(frame) for frame in frames]
-        self.m = torch.zeros(shape, dtype=torch.float64)
-        self.v = torch.zeros(shape, dtype=torch.float64)
-        self.rows, self.columns = torch.zeros(shape[0], dtype=torch.float64), torch.zeros(shape[1], dtype=torch.float64)
-        self.trace = 0.0
-
-    def maps(self) -> tuple[Tensor | None, Tensor | None]:
-        left, right = (None if side is None else side.map() for side in self.sides)
-        return left, right
+    def __init__(self, shape: tuple[int, int], frame: Tensor, options: SCAO):
+        self.options, self.turned = options, shape[0] > shape[1]
+        self.rms = 0.8 * math.sqrt(shape[0] / shape[1])
+        short, long = sorted(shape)
+        self.frame, self.active = frame.double(), frame.shape[1]
+        self.m = torch.zeros(short, long, dtype=torch.float64)
+        self.sizes = torch.ones(long, dtype=torch.float64)
+        self.grads: list[Tensor] = []
 
     def direction(self, grad: Tensor) -> Tensor:
         options = self.options
         beta1, beta2 = options.betas
-        rotated = rotate(grad, *self.maps())
-        self.m = beta1 * self.m + (1 - beta1) * rotated
-        square = rotated * rotated
-        self.v = beta2 * self.v + (1 - beta2) * square
-        self.rows = beta2 * self.rows + (1 - beta2) * square.mean(1)
-        self.columns = beta2 * self.columns + (1 - beta2) * square.mean(0)
-        v = torch.outer(self.rows, self.columns) / self.rows.mean() if options.factored else self.v
-        return unrotate(adam_direction(self.m, v, options.betas, options.steps, options.eps), *self.maps())
+        grad = grad.T if self.turned else grad
+        self.m = beta1 * self.m + (1 - beta1) * grad
+        ahead = beta1 * self.m + (1 - beta1) * grad
+        weight = options.blend(options.steps)
+        result = torch.zeros_like(grad)
+        if weight < 1:
+            self.grads.append(grad)
+            second = factored_second_moment(self.grads, beta2)[2] * (1 - beta2**options.steps)
+            result = (1 - weight) * adam_direction(self.m, second, options.betas, options.steps, options.eps)
+        if weight > 0:
+            result = result + weight * self.rms * self.whitened(ahead, beta2)
+        if options.refresh_due():
+            self.turn(ahead)
+        return result.T if self.turned else result
 
-    def observe(self, grad: Tensor) -> None:
-        rho = self.options.rho
-        for side, facing in zip(self.sides, (grad, grad.T), strict=True):
-            if side is not None:
-                side.track(facing, rho)
-        self.trace = rho * self.trace + (1 - rho) * float((grad * grad).sum())
-
-    def refresh(self) -> None:
-        momentum = unrotate(self.m, *self.maps())
-        for index, side in enumerate(self.sides):
-            if side is not None:
-                self.refresh_side(side, index)
-        self.m = rotate(momentum, *self.maps())
-
-    def refresh_side(self, side: SCAOSide, index: int) -> None:
+    def whitened(self, ahead: Tensor, beta: float) -> Tensor:
         options = self.options
-        was, order, unbias = side.active, side.turn(), 1 - options.rho**options.steps
-        values = [value / unbias for value in side.values()]
-        side.active = math.ceil(self.rank(side, values) * options.blend(options.steps + 1))
-        share = (1 - options.betas[1] ** options.steps) / self.m.shape[1 - index]
-        fresh = [value * share for value in values]
-        if options.factored:
-            carried = carry((self.rows, self.columns)[index].unsqueeze(1), order, was, side.active, fresh)[:, 0]
-            self.rows, self.columns = (carried, self.columns) if index == 0 else (self.rows, carried)
-        else:
-            carried = carry(self.v if index == 0 else self.v.T, order, was, side.active, fresh)
-            self.v = carried if index == 0 else carried.T
+        white = whiten(ahead, self.frame, self.active, options.block_rows, options.damping, options.noise_floor)
+        for j in range(white.shape[1]):
+            present = white.shape[1] * float((white[:, j] ** 2).mean())
+            self.sizes[j] = beta * self.sizes[j] + (1 - beta) * present
+        even = white / self.sizes.sqrt()
+        return even / (even**2).mean().sqrt()
 
-    def rank(self, side: SCAOSide, values: list[float]) -> int:
-        options, dim, tracked = self.options, side.frame.shape[0], side.frame.shape[1]
-        if side.whole:
-            return dim
-        tail = max(0.0, tail_level(self.trace / (1 - options.rho**options.steps), values, dim))
-        needed = rank_by_excess(sorted(values, reverse=True), tail, options.epsilon_sparse)
-        return clamp_rank(needed, options.k_min, tracked, dim)
-
-
-def carry(moment: Tensor, order: list[int], was: int, active: int, fresh: list[float]) -> Tensor:
-    """The second moment (d, n) after its side turned: row i of an active column follows that column if it was active.
-
-    A column newly taken in starts from its eigenvalue, spread along the row like the mean over the rows; a row given
-    back to the remainder takes the mean of the rows that were never tracked.
-    """
-    tracked, result = len(order), moment.clone()
-    profile = moment.mean(0) / moment.mean()
-    remainder = moment[tracked:].mean(0) if len(moment) > tracked else None
-    for i in range(tracked):
-        if i < active and order[i] < was:
-            result[i] = moment[order[i]]
-        elif i < active:
-            result[i] = fresh[i] * profile
-        elif i < was and remainder is not None:
-            result[i] = remainder
-    return result
+    def turn(self, ahead: Tensor) -> None:
+        options, (dim, tracked) = self.options, self.frame.shape
+        gram = ahead @ ahead.T
+        values = sorted(torch.diag(self.frame.T @ gram @ self.frame).tolist(), reverse=True)
+        self.frame = torch.linalg.qr(gram @ self.frame).Q
+        if tracked < dim:
+            tail = max(0.0, tail_level(float(torch.trace(gram)), values, dim))
+            needed = rank_by_excess(values, tail, options.epsilon_sparse)
+            self.active = clamp_rank(needed, options.k_min, tracked, dim)
 
 
 class SCAO:
-    """SCAO for one tensor, everything materialised; the first frames, pseudo-random, are given.
+    """SCAO for one tensor, block by block; the first frames, pseudo-random, are given.
 
-    Step t: rotate, Adam, rotate back, move; then the sketches see this gradient; then, when t is a multiple of
-    precond_freq, or 2, 3 or 6 and below it, or the last step of the Adam phase, max(1, warmup_steps,
-    min_precond_updates), the frames turn, the active rank becomes ⌈rank · blend(t + 1)⌉, where blend is 0 in the Adam
-    phase and then rises to 1 in blend_steps steps, and the moments move.
+    Step t: the momentum takes the gradient; the direction is Adam's up to step max(warmup_steps, min_precond_updates),
+    the whitened one from `blend_steps` later on, and between them a mixture; then, when t is a multiple of
+    precond_freq, or 2, 3 or 6 and below it, the frames turn and the active rank is chosen anew. Each block moves by no
+    more than tau times the norm of its weights, whose root mean square counts as 0.25 / √columns at least.
 
     Args:
-        frames: for each block, row by row, the frames (d, k) of its two sides after the first step; None: no basis.
+        frames: for each block, row by row, the frame (d, k) of its short side at the first step.
+        noise_floor: the library's constant.
     """
 
     def __init__(
         self,
         parameter: Tensor,
-        frames: Sequence[tuple[Tensor | None, Tensor | None]],
+        frames: Sequence[Tensor],
+        noise_floor: float,
         *,
         lr: float,
         betas: tuple[float, float],
@@ -747,18 +616,20 @@ class SCAO:
         blend_steps: int,
         min_precond_updates: int,
         precond_freq: int,
-        rho: float,
         k_min: int,
         epsilon_sparse: float,
+        block_rows: int,
+        damping: float,
         max_precond_dim: int,
-        second_moment: str,
+        tau: float | None,
     ):
         self.parameter = parameter.double().clone()
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
-        self.last_adam_step = max(1, warmup_steps, min_precond_updates)
-        self.blend_steps, self.precond_freq, self.rho = blend_steps, precond_freq, rho
-        self.k_min, self.epsilon_sparse, self.factored = k_min, epsilon_sparse, second_moment == "factored"
-        self.max_precond_dim = max_precond_dim
+        self.last_adam_step = max(warmup_steps, min_precond_updates)
+        self.blend_steps, self.precond_freq = blend_steps, precond_freq
+        self.k_min, self.epsilon_sparse = k_min, epsilon_sparse
+        self.block_rows, self.damping, self.noise_floor = block_rows, damping, noise_floor
+        self.max_precond_dim, self.tau = max_precond_dim, tau
         self.matrix_shape = (parameter.shape[0], parameter[0].numel())
         pieces = cut(torch.zeros(self.matrix_shape), max_precond_dim)
         self.blocks = [
@@ -774,18 +645,23 @@ class SCAO:
 
     def refresh_due(self) -> bool:
         early = self.steps in (2, 3, 6) and self.steps < self.precond_freq
-        regular = self.steps % self.precond_freq == 0
-        return self.steps == self.last_adam_step or early or regular
+        return early or self.steps % self.precond_freq == 0
+
+    def limited(self, direction: Tensor, weight: Tensor) -> Tensor:
+        if self.tau is None:
+            return direction
+        size = max(float((weight**2).mean().sqrt()), 0.25 / math.sqrt(weight.shape[1])) * math.sqrt(weight.numel())
+        length = self.lr * float((direction**2).sum().sqrt())
+        return direction * min(1.0, self.tau * size / length) if length else direction
 
     def step(self, grad: Tensor) -> Tensor:
         self.steps += 1
         pieces = cut(grad.double().reshape(self.matrix_shape), self.max_precond_dim)
-        moved = []
-        for block, (down, across, piece) in zip(self.blocks, pieces, strict=True):
-            moved.append((down, across, block.direction(piece)))
-            block.observe(piece)
-            if self.refresh_due():
-                block.refresh()
+        weights = cut(self.parameter.reshape(self.matrix_shape), self.max_precond_dim)
+        moved = [
+            (down, across, self.limited(block.direction(piece), weight))
+            for block, (down, across, piece), (_, _, weight) in zip(self.blocks, pieces, weights, strict=True)
+        ]
         update = paste(moved, self.matrix_shape).reshape(self.parameter.shape)
         self.parameter = (1 - self.lr * self.weight_decay) * self.parameter - self.lr * update
         return self.parameter

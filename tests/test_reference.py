@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import reference
 import torch
-from problems import random_frame, random_matrix
+from problems import random_matrix
 
 
 def test_adamw_is_torchs() -> None:
@@ -20,21 +20,23 @@ def test_adamw_is_torchs() -> None:
     torch.testing.assert_close(mine.parameter, param.detach(), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize(("dim", "rank"), [(7, 3), (5, 5), (1, 1), (6, 0)])
-def test_the_completion_is_orthogonal_and_begins_with_the_frame(dim: int, rank: int) -> None:
-    frame = random_frame(dim=dim, rank=max(rank, 1), dtype=torch.float64)
-    completed = reference.householder_completion(frame, rank)
-    torch.testing.assert_close(completed.T @ completed, reference.identity(dim), rtol=0, atol=1e-13)
-    torch.testing.assert_close(completed[:, :rank], frame[:, :rank], rtol=0, atol=1e-13)
+def test_the_triangular_factor_is_torchs() -> None:
+    matrix = random_matrix(5, 8, dtype=torch.float64)
+    gram = matrix @ matrix.T
+    torch.testing.assert_close(reference.cholesky(gram), torch.linalg.cholesky(gram), rtol=1e-12, atol=1e-12)
 
 
-def test_the_completion_keeps_what_is_orthogonal_to_frame_and_unit_vectors() -> None:
-    frame = random_frame(dim=8, rank=2, dtype=torch.float64)
-    touched = torch.cat([frame, reference.identity(8)[:, :2]], 1)
-    outside = random_matrix(8, dtype=torch.float64)
-    outside = outside - touched @ torch.linalg.lstsq(touched, outside.unsqueeze(1)).solution.squeeze(1)
-    turned = reference.householder_completion(frame, 2) @ outside
-    torch.testing.assert_close(turned, outside, rtol=0, atol=1e-13)
+def test_orthogonal_rows_are_orthonormal_and_span_the_same() -> None:
+    matrix = random_matrix(5, 8, dtype=torch.float64)
+    rows = reference.orthogonal_rows(matrix, damping=0.0)
+    torch.testing.assert_close(rows @ rows.T, reference.identity(5), rtol=0, atol=1e-12)
+    torch.testing.assert_close(matrix @ rows.T @ rows, matrix, rtol=0, atol=1e-12)
+
+
+def test_whitening_in_the_singular_vectors_gives_the_polar_factor() -> None:
+    left, values, right = torch.linalg.svd(random_matrix(5, 8, dtype=torch.float64), full_matrices=False)
+    white = reference.whiten(left @ torch.diag(values) @ right, left, 5, block_rows=2, damping=0.0, noise_floor=0.0)
+    torch.testing.assert_close(white, left @ right, rtol=0, atol=1e-12)
 
 
 def test_soap_at_full_frequency_whitens_a_constant_gradient() -> None:

@@ -96,7 +96,14 @@ def _causal(config: PreTrainedConfig) -> Any:
     return AutoModelForCausalLM.from_config(config)
 
 
+def _matrix(num_layers: int, rows: int, columns: int) -> nn.Module:
+    layers = nn.ModuleList(nn.Linear(columns, rows, bias=False) for _ in range(num_layers))
+    return nn.ModuleDict({"only": nn.ModuleDict({"layers": layers})})
+
+
 ARCHITECTURES = {
+    "wide": Architecture("one 768×3072 matrix", 1, partial(_matrix, rows=768, columns=3072)),
+    "tall": Architecture("one 3072×768 matrix", 1, partial(_matrix, rows=3072, columns=768)),
     "gpt2": Architecture("GPT-2 small", 12, _gpt2),
     "gpt2-medium": Architecture("GPT-2 medium", 24, partial(_gpt2, n_embd=1024, n_head=16)),
     "qwen3-0.6b": Architecture("Qwen3-0.6B", 28, _qwen3),

@@ -1,7 +1,7 @@
 """The options of the optimizers by name, as text or as a mapping, read against the constructor's signature.
 
-One reader serves `TrainingArguments(optim_args="rho=0.9,k_max=None")`, `SCAOTrainer(scao_kwargs={"rho": 0.9})` and the
-`scao:` section of a recipe, so that all three know the same names, types and bounds: those of the constructor.
+One reader serves `TrainingArguments(optim_args="damping=1e-3,k_max=None")`, `SCAOTrainer(scao_kwargs={"k_max": 32})`
+and the `scao:` section of a recipe, so that all three know the same names, types and bounds: those of the constructor.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _pairs(text: str) -> dict[str, str]:
         key, equals, value = (part.strip() for part in item.partition("="))
         if not (key and equals and value) or "=" in value:
             raise OptionError(
-                f"optim_args is name=value pairs between commas, such as 'rho=0.9,k_max=16'; in {text!r} the part "
+                f"optim_args is name=value pairs between commas, such as 'damping=1e-3,k_max=16'; in {text!r} the part "
                 f"{item.strip()!r} is not one"
             )
         if key in pairs:

@@ -46,13 +46,14 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters of `model` into groups for SCAO, PublishedSCAO, SOAP or any torch optimizer.
 
-    Every group carries `kind`, `weight_decay` and `lr_scale`, `lr` where one was given, and `sides` where the kind
-    decides them; "auto" below means that the optimizer decides (a vector takes AdamW unless SOAP is told otherwise):
+    Every group carries `kind`, `weight_decay` and `lr_scale`, `lr` where one was given, and `sides` where a name tells
+    more than the kind; "auto" below means that the optimizer decides (embeddings and heads take AdamW in SCAO and a
+    basis of their columns in SOAP; a vector takes AdamW unless SOAP is told otherwise):
 
         kind        what it is                                                   sides
         matrix      any other weight of two or more dimensions                   auto
-        embedding   the weight of an nn.Embedding, (vocabulary, d)               right
-        head        the output embedding, (vocabulary, d), unless tied           right
+        embedding   the weight of an nn.Embedding, (vocabulary, d)               auto
+        head        the output embedding, (vocabulary, d), unless tied           auto
         lora_a      LoRA's first factor, (r, d_in)                               auto
                     of an embedding, (r, vocabulary)                             left
         lora_b      LoRA's second factor, (d_out, r)                             auto
@@ -198,8 +199,6 @@ def _is_vector(parameter: Tensor) -> bool:
 
 
 def _sides(name: str, kind: str, in_head: bool) -> str:
-    if kind in ("embedding", "head"):
-        return "right"
     parts = name.split(".")
     if "lora_embedding_A" in parts:
         return "left"

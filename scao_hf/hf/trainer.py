@@ -79,7 +79,7 @@ class SCAOTrainerMixin(_Base):
 
 
 class SCAOTrainer(SCAOTrainerMixin, Trainer):
-    """`transformers.Trainer` that trains with SCAO: `SCAOTrainer(model, args, scao_kwargs={"rho": 0.9}, ...)`."""
+    """`transformers.Trainer` that trains with SCAO: `SCAOTrainer(model, args, scao_kwargs={"k_max": 32}, ...)`."""
 
 
 def _settle(args: TrainingArguments, scao_kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Eigenbases of symmetric factors: exact, by orthogonal iteration, and tracked by a sketch that never forms d×d."""
+"""Eigenbases of symmetric factors: exact, and by orthogonal iteration; spectral rank and drift of a basis."""
 
 from __future__ import annotations
 
@@ -18,13 +18,6 @@ class Eigenbasis(NamedTuple):
 
     vectors: Tensor
     values: Tensor
-
-
-class Sketch(NamedTuple):
-    """A tracked subspace: orthonormal `vectors` U (..., d, k) and `product` Y ≈ E[G Gᵀ] U (..., d, k)."""
-
-    vectors: Tensor
-    product: Tensor
 
 
 def eigh_descending(factor: Tensor, fallback: Eigenbasis | None = None) -> tuple[Eigenbasis, Tensor]:
@@ -143,141 +136,6 @@ def orthogonal_iteration(factor: Tensor, vectors: Tensor, num_iterations: int = 
     return torch.where(good[..., None, None], turned, vectors).contiguous(), ~good
 
 
-def cholesky_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormalise the columns of a tall matrix with matrix products and triangular solves only.
-
-        X ← X chol(XᵀX + s I)⁻ᵀ, once with a shift s for safety, then twice without
-
-    Three passes of a shifted Cholesky-QR keep the loss of orthogonality at rounding level up to a condition number of
-    about 1e6 in float32; columns that depend on the earlier ones to within rounding are reported as failed.
-
-    Args:
-        matrix: (..., d, k) with d ≥ k, float32 or float64.
-
-    Returns:
-        Orthonormal columns (..., d, k), new, and (...) bool: which matrices failed, whose content is then undefined.
-
-    Source: Fukaya, Kannan, Nakatsukasa, Yamamoto & Yanagisawa (2020), SIAM J. Sci. Comput. 42(1), shifted CholeskyQR3.
-    """
-    columns = matrix.shape[-1]
-    identity = torch.eye(columns, dtype=matrix.dtype, device=matrix.device)
-    shift = 11 * columns * torch.finfo(matrix.dtype).eps
-    orthonormal, failed = matrix, torch.zeros(matrix.shape[:-2], dtype=torch.bool, device=matrix.device)
-    pivots = torch.ones_like(matrix[..., 0, :])
-    for relative_shift in (shift, 0.0, 0.0):
-        gram = orthonormal.mT @ orthonormal
-        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-        lower, info = torch.linalg.cholesky_ex(gram + relative_shift * trace * identity)
-        orthonormal = torch.linalg.solve_triangular(lower, orthonormal.mT, upper=False).mT
-        failed = failed | (info != 0)
-        pivots = pivots * lower.diagonal(dim1=-2, dim2=-1)
-    # The pivots are the diagonal of the triangle in A = Q R. Rounding alone leaves a dependent column one of about eps,
-    # which the next passes blow up to a unit vector made of noise.
-    dependent = pivots.amin(-1) <= 4 * torch.finfo(matrix.dtype).eps * torch.linalg.vector_norm(matrix, dim=(-2, -1))
-    defect = (orthonormal.mT @ orthonormal - identity).abs().flatten(-2).amax(-1)
-    return orthonormal.contiguous(), failed | dependent | ~(defect < 100 * columns * torch.finfo(matrix.dtype).eps)
-
-
-def orthonormalize(matrix: Tensor) -> Tensor:
-    """Orthonormalise columns as the first columns of a product of k true Householder reflections.
-
-        U = H_1 ⋯ H_k E_k,    H_j = I − τ_j v_j v_jᵀ,  1 ≤ τ_j ≤ 2,    span U[:, :a] = span X[:, :a] for every a
-
-    Where a column is already eliminated LAPACK leaves out its reflection (τ_j = 0); here it becomes the reflection of
-    one coordinate, which turns the column's sign. So every leading block of I − U[:k]ᵀ is invertible, which
-    `precondition.coupling` relies on.
-
-    Args:
-        matrix: (..., d, k) with d ≥ k, float32 or float64; columns may be dependent or zero.
-
-    Returns:
-        (..., d, k), new, orthonormal; NaN in gives NaN out.
-
-    Source: Ballard, Demmel, Grigori, Jacquelin, Knight & Nguyen (2015), J. Parallel Distrib. Comput. 85, §4, on the
-    reconstruction of Householder vectors from an orthonormal matrix.
-    """
-    reflectors, tau = torch.geqrf(matrix)
-    vectors = torch.linalg.householder_product(reflectors, tau)
-    return torch.where(tau.unsqueeze(-2) == 0, -vectors, vectors).contiguous()
-
-
-def initial_sketch(grad: Tensor, rank: int, weight: float) -> Sketch:
-    """Begin to track the column space of a gradient.
-
-        U = orth(G Gᵀ G Ω),   Y = weight · G Gᵀ U,   Ω (n, rank) fixed pseudo-random
-
-    Args:
-        grad: (..., m, n), float32; zero or not finite gives unit vectors (up to sign) and Y = 0.
-        rank: columns to track, 1 ≤ rank ≤ m.
-        weight: what the first observation counts, 1 − rho.
-
-    Returns:
-        Vectors and product, both (..., m, rank), new.
-    """
-    accept = finite_matrices(grad)
-    grad = torch.where(accept[..., None, None], grad, torch.zeros_like(grad))
-    # A gradient of 1e-25 would vanish in the fifth power below; its scale carries no information about the span.
-    scale = grad.flatten(-2).abs().amax(-1)[..., None, None]
-    unit = grad / torch.where(scale > 0, scale, torch.ones_like(scale))
-    generator = torch.Generator().manual_seed(0)
-    # A device need not be waited for: the probes are staged before the call returns.
-    probes = torch.randn(grad.shape[-1], rank, generator=generator).to(grad, non_blocking=True)
-    vectors = orthonormalize(unit @ (unit.mT @ (unit @ probes)))
-    return Sketch(vectors, weight * (grad @ (grad.mT @ vectors)))
-
-
-def update_sketch(product: Tensor, grad: Tensor, projection: Tensor, beta: float) -> None:
-    """Fold one gradient into the accumulated power sketch, in place, while the vectors stay.
-
-        Y <- beta Y + (1 - beta) G (Uᵀ G)ᵀ       so that Y = EMA(G Gᵀ) U exactly, without any d×d matrix
-
-    A gradient with a NaN or an Inf is skipped, matrix by matrix.
-
-    Args:
-        product: Y (..., m, k), float32; overwritten.
-        grad: G (..., m, n), float32.
-        projection: Uᵀ G (..., k, n), float32.
-        beta: decay per call, in [0, 1).
-    """
-    updated = torch.lerp(product, grad @ projection.mT, 1 - beta)
-    accept = finite_matrices(updated)
-    product.copy_(torch.where(accept[..., None, None], updated, product))
-
-
-def sketch_values(sketch: Sketch) -> Tensor:
-    """Eigenvalue estimates diag(Uᵀ Y) (..., k) of a sketch (..., d, k); biased by the start at zero, as Y is."""
-    return (sketch.vectors * sketch.product).sum(-2)
-
-
-def refresh_sketch(sketch: Sketch) -> tuple[Sketch, Tensor, Tensor]:
-    """Take one step of subspace iteration with the accumulated product.
-
-        sort by diag(Uᵀ Y);   U' = orth(Y);   Y' = Y (Uᵀ U')
-
-    Since Y = A U for the averaged A, U' is exactly one orthogonal iteration with the average of every gradient since
-    the last refresh. Y' is A U' restricted to the old span. Where the result is not finite the old sketch stays, with
-    a fresh product if the old one was spoilt.
-
-    Args:
-        sketch: vectors and product (..., d, k), float32.
-
-    Returns:
-        The new sketch; (..., k) int64, the old column that each new column continues; (...) bool, where the old vectors
-        stayed.
-    """
-    order = descending_order(sketch_values(sketch))
-    vectors = orthonormalize(take_columns(sketch.product, order))
-    product = sketch.product @ (sketch.vectors.mT @ vectors)
-    good = finite_matrices(product) & finite_matrices(vectors)
-    mask = good[..., None, None]
-    unchanged = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    kept = Sketch(
-        torch.where(mask, vectors, sketch.vectors),
-        torch.where(mask, product, sketch.product.nan_to_num(0.0, 0.0, 0.0)),
-    )
-    return kept, torch.where(good[..., None], order, unchanged), ~good
-
-
 def spectral_rank(values: Tensor, total: Tensor, mass: float, k_min: int, k_max: int) -> Tensor:
     """Smallest rank whose eigenvalues hold a share of the whole spectrum.
 
@@ -336,7 +194,8 @@ def excess_spectral_rank(values: Tensor, tail: Tensor, mass: float, k_min: int, 
         (...), int64.
     """
     excess = (values - tail.unsqueeze(-1)).clamp_min(0)
-    return spectral_rank(excess, excess.sum(-1), mass, k_min, k_max)
+    # The last partial sum, so that the whole mass is reached exactly where the excess ends.
+    return spectral_rank(excess, excess.cumsum(-1)[..., -1], mass, k_min, k_max)
 
 
 def basis_drift(before: Tensor, after: Tensor, rank: Tensor | None = None) -> Tensor:

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from scao_hf.numerics.eigenbasis import Sketch, sketch_values
-
 
 class LayerDiagnostics(NamedTuple):
     """The curvature of one parameter; its sides are averaged, its blocks too."""
@@ -56,8 +54,3 @@ def mass_share(values: Tensor, rank: Tensor, trace: Tensor) -> float:
     held = values.cumsum(-1).gather(-1, (rank.clamp_min(1) - 1).unsqueeze(-1)).squeeze(-1) * (rank > 0)
     share = held / trace.clamp_min(1e-30)
     return float(share.clamp(0, 1).mean())
-
-
-def tracked_values(sketch: Sketch) -> Tensor:
-    """Descending, non-negative eigenvalue estimates (..., k) of a sketch."""
-    return sketch_values(sketch).clamp_min(0).sort(-1, descending=True).values

@@ -15,12 +15,13 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from scao_hf.numerics.moments import adam_direction, update_moments
+from scao_hf.optim.compression import compress, expand, write_back
 from scao_hf.optim.diagnostics import LayerDiagnostics, summarize
 from scao_hf.optim.placement import Local, Placement
 from scao_hf.optim.stack import Layout, Stack, State, Storage
 
 Group = dict[str, Any]
-Refresh = Callable[[], None]
+Refresh = Callable[..., None]
 StepCallback = Callable[["KroneckerOptimizer", int], None]
 
 MATRIX_KINDS = ("matrix", "lora_a", "lora_b", "embedding", "head")
@@ -38,8 +39,9 @@ class KroneckerOptimizer(Optimizer):
 
         _layout(shape, group)                        which rows, which sides get a basis
         _create(rows, layout, group, device)         the state of new rows: every key and shape it will ever have
-        _update(state, grads, group, step, refresh)  the direction of this step; calls `refresh()` where its turn is
-        _refresh(state, layout, group, step)         recompute the bases
+        _update(state, grads, layout, group, step, refresh)
+                                                     the direction of this step; calls `refresh(…)` where its turn is
+        _refresh(state, layout, group, step, …)      recompute the bases, with what `refresh` was given
 
     Everything remembered is a tensor or an int in `optimizer.state[p]`. Parameters without a basis take the step of
     AdamW.
@@ -70,7 +72,7 @@ class KroneckerOptimizer(Optimizer):
 
     @staticmethod
     @abstractmethod
-    def _update(state: Storage, grads: Tensor, group: Group, step: int, refresh: Refresh) -> Tensor: ...
+    def _update(state: Storage, grads: Tensor, layout: Layout, group: Group, step: int, refresh: Refresh) -> Tensor: ...
 
     @staticmethod
     def _prepare(state: Storage, grads: Tensor, read_params: Callable[[], Tensor], group: Group, step: int) -> Tensor:
@@ -78,8 +80,13 @@ class KroneckerOptimizer(Optimizer):
         return grads
 
     @staticmethod
+    def _limit(direction: Tensor, read_norms: Callable[[], Tensor], layout: Layout, group: Group) -> Tensor:
+        """The direction as far as it may go; `read_norms()` gives the norms of the parameters' rows."""
+        return direction
+
+    @staticmethod
     @abstractmethod
-    def _refresh(state: Storage, layout: Layout, group: Group, step: int) -> None: ...
+    def _refresh(state: Storage, layout: Layout, group: Group, step: int, *seen: Any) -> None: ...
 
     @staticmethod
     @abstractmethod
@@ -120,15 +127,21 @@ class KroneckerOptimizer(Optimizer):
         return loss
 
     def _direction(self, stack: Stack, grads: Tensor, group: Group, step: int) -> Tensor:
-        def refresh() -> None:
-            self._placement.refresh(stack, lambda: self._refresh(stack.storage, stack.layout, group, step))
+        state, layout = expand(stack.storage), stack.layout
 
-        grads = self._prepare(stack.storage, grads, stack.parameters, group, step)
-        update = self._update if stack.layout.preconditioned else self._update_without_basis
-        return update(stack.storage, grads, group, step, refresh)
+        def refresh(*seen: Any) -> None:
+            self._placement.refresh(stack, lambda: self._refresh(state, layout, group, step, *seen))
+
+        grads = self._prepare(state, grads, stack.parameters, group, step)
+        update = self._update if layout.preconditioned else self._update_without_basis
+        direction = update(state, grads, layout, group, step, refresh)
+        write_back(stack.storage, state, _state_dtype(group), step)
+        return self._limit(direction, stack.parameter_norms, layout, group) if layout.preconditioned else direction
 
     @staticmethod
-    def _update_without_basis(state: Storage, grads: Tensor, group: Group, step: int, refresh: Refresh) -> Tensor:
+    def _update_without_basis(
+        state: Storage, grads: Tensor, layout: Layout, group: Group, step: int, refresh: Refresh
+    ) -> Tensor:
         update_moments(state["exp_avg"], state["exp_avg_sq"], grads, group["betas"])
         return adam_direction(state["exp_avg"], state["exp_avg_sq"], group["betas"], group["eps"], step)
 
@@ -167,8 +180,10 @@ class KroneckerOptimizer(Optimizer):
 
     def _new_storage(self, layout: Layout, group: Group, device: torch.device, rows: int) -> Storage:
         if layout.preconditioned:
-            return self._create(rows, layout, group, device)
-        return self._create_without_basis(rows, layout, device)
+            state = self._create(rows, layout, group, device)
+        else:
+            state = self._create_without_basis(rows, layout, device)
+        return compress(state, _state_dtype(group), step=0)
 
     @staticmethod
     def _create_without_basis(rows: int, layout: Layout, device: torch.device) -> Storage:
@@ -340,6 +355,10 @@ class KroneckerOptimizer(Optimizer):
 
     def _state_bytes(self) -> int:
         return _bytes_of(v for state in self.state.values() for v in state.values() if isinstance(v, Tensor))
+
+
+def _state_dtype(group: Group) -> str:
+    return str(group.get("state_dtype", "float32"))
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -185,7 +185,7 @@ class PublishedSCAO(KroneckerOptimizer):
         return storage
 
     @staticmethod
-    def _update(state: Storage, grads: Tensor, group: Group, step: int, refresh: Refresh) -> Tensor:
+    def _update(state: Storage, grads: Tensor, layout: Layout, group: Group, step: int, refresh: Refresh) -> Tensor:
         if step % group["stats_freq"] == 0:
             _gather_statistics(state, grads, group["rho"])
         if _refresh_needed(step, group):

@@ -1,134 +1,139 @@
-"""SCAO: Adam in a partial eigenbasis of low-rank Kronecker curvature, tracked without any m×m matrix."""
+"""SCAO: momentum whitened at low rank, exactly in a tracked subspace and block by block in the rest."""
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from scao_hf.numerics.blocks import block_shape
-from scao_hf.numerics.eigenbasis import (
-    Sketch,
-    basis_drift,
-    excess_spectral_rank,
-    initial_sketch,
-    refresh_sketch,
-    sketch_values,
-    tail_value,
-    take_columns,
-    update_sketch,
+from scao_hf.numerics.eigenbasis import basis_drift, excess_spectral_rank, tail_value
+from scao_hf.numerics.moments import factored_adam_direction, update_factored_second_moment
+from scao_hf.numerics.whitening import Whitened, even_columns, initial_subspace, turn_subspace, whiten
+from scao_hf.optim.compression import STATE_DTYPES
+from scao_hf.optim.diagnostics import LayerDiagnostics, mass_share
+from scao_hf.optim.kronecker import (
+    Group,
+    KroneckerOptimizer,
+    Refresh,
+    require_count,
+    require_flag,
+    require_number,
+    require_pair,
 )
-from scao_hf.numerics.moments import (
-    adam_direction,
-    factored_adam_direction,
-    update_factored_second_moment,
-    update_moments,
-)
-from scao_hf.numerics.precondition import (
-    PartialBasis,
-    coupling,
-    rotate_columns,
-    rotate_rows,
-    unrotate_columns,
-    unrotate_rows,
-)
-from scao_hf.optim.diagnostics import LayerDiagnostics, mass_share, tracked_values
-from scao_hf.optim.kronecker import Group, KroneckerOptimizer, Refresh, require_count, require_number, require_pair
 from scao_hf.optim.schedule import blend_weight, early_refresh_due, refresh_due
 from scao_hf.optim.stack import Layout, State, Storage
 
-SIDES = ("left", "right")
-SECOND_MOMENTS = ("factored", "elementwise")
-NARROW_SIDE = 256
+UPDATE_RMS = 0.8
+"""Root mean square of the update of a square matrix, and of any low-rank factor, at a learning rate of 1."""
+LEAST_WEIGHT = 0.25
+"""What `tau` takes for the root mean square of weights that are smaller, in units of 1/√columns, such as of zeros."""
 VOCABULARY_RATIO = 16
 """A matrix this many times longer than wide, and not a low-rank factor, is taken for a table over a vocabulary."""
+LEAST_RANK, MOST_RANK, RANK_SHARE = 32, 64, 4
+"""By default a quarter of the side is tracked, within these bounds."""
 
 
 @final
 class SCAO(KroneckerOptimizer):
-    """Adam in a partial eigenbasis of the gradient's Kronecker curvature, at about AdamW's memory.
+    """Momentum whitened at low rank: Shampoo's direction at a fraction of its cost, in half of AdamW's memory.
 
-    For a matrix G (m, n), with orthogonal maps H_L (m, m) and H_R (n, n) that are never formed:
+    For a matrix with gradient G, turned so that its short side m comes first, (m, n):
 
-        R = H_Lᵀ G H_R                                      rotated gradient
-        M <- β₁ M + (1 − β₁) R                              first moment, in the basis
-        V <- β₂ V + (1 − β₂) R²                             second moment: its row and column means, or elementwise
-        p <- (1 − lr·λ) p − lr · H_L [M̂ / (√V̂ + eps)] H_Rᵀ
-        Y_L <- ρ Y_L + (1 − ρ) G (Gᵀ U_L)                   power sketch of E[G Gᵀ]; Y_R likewise for E[Gᵀ G]
+        M <- β₁ M + (1 − β₁) G,   X = β₁ M + (1 − β₁) G             momentum, looking ahead
+        P = Uᵀ X,   C Cᵀ = P Pᵀ + δ I,   Z = C⁻¹ P                  the tracked rows, made orthonormal
+        R = X − (X Zᵀ) Z,   V_b = C_b⁻¹ R_b,  C_b C_bᵀ = R_b R_bᵀ + δ_b I    the rest, in blocks of rows
+        W = U Z + V                                                 every singular value near 1
+        v <- β₂ v + (1 − β₂) mean_i n W_ij²,   D = W / √v           columns of even size
+        p <- (1 − lr·λ) p − s · lr · c · D / rms(D)
 
-    The first k columns of H are U, the tracked leading eigenvectors; the others are those of the identity, as little
-    changed as orthogonality allows, so that one second moment serves spikes and remainder alike: k = 0 is AdamW, k = m
-    is SOAP. Every `precond_freq` steps U <- orth(Y), one subspace iteration with the average of all gradients, and what
-    lives in the old basis moves to the new one: M exactly, V by following its column or, for a column newly taken in,
-    from the eigenvalue.
+    with c = 0.8 √(rows / columns), or 0.8 for a low-rank factor, so that AdamW's learning rate is where to start, and
+    s ≤ 1 such that no update exceeds `tau` times the weights in norm (weights below 0.25/√columns count as that).
+    U (m, k) follows the leading eigenvectors of X Xᵀ: every `precond_freq` steps U <- orth(X Zᵀ), one step of
+    orthogonal iteration, of a product that the step needs anyway. With k = m, W is an orthogonal factor of X, as in
+    Muon but by a Cholesky factor; nothing of size m×m is formed for k < m. δ and δ_b are `damping` times the mean
+    diagonal.
 
-    Two phases: Adam, its second moment factored if so chosen, until `max(warmup_steps, min_precond_updates)` steps have
-    been observed; then the active rank grows over `blend_steps` to the adaptive one, the smallest k with
+    Two phases: Adam, with a second moment of rank one, for `max(warmup_steps, min_precond_updates)` steps; then the
+    whitened direction takes over along a linear ramp of `blend_steps`. Of the k tracked directions the leading ones
+    are used, the smallest number with
 
-        Σ_{i≤k} (λ_i − σ)₊ ≥ (1 − epsilon_sparse) Σ_i (λ_i − σ)₊,    σ the mean eigenvalue of the untracked rest.
+        Σ_i (λ_i − σ)₊ ≥ (1 − epsilon_sparse) Σ_{i≤k} (λ_i − σ)₊,    σ the mean eigenvalue of the untracked rest.
 
-    Which sides get a basis: both for a matrix; only the model dimension for embeddings and heads (groups with a `kind`
-    from `scao_hf.parameter_groups`, or by shape: one side 16 times the other and the shorter above `k_exact`); none for
-    vectors, which take AdamW. A side of at most `k_exact` is kept whole.
+    What takes AdamW: vectors, embeddings and heads (groups with a `kind` from `scao_hf.parameter_groups`, or by shape:
+    one side 16 times the other and the shorter above `k_exact`), and groups whose `sides` is "none".
 
-    Memory of a matrix (m, n) with ranks k, l, in bytes; 8·m·n is AdamW's:
+    Memory of a matrix, in bytes, with m ≤ n; AdamW's is 8·m·n:
 
-        factored       4 [mn + m + n + (2mk + k² + 1) + (2nl + l² + 1) + 1] + 24
-        elementwise    4 [2mn        + (2mk + k² + 1) + (2nl + l² + 1) + 1] + 24
+        4 [mn + mk + m + 2n + k + 2] + 16
 
-    and times the number of blocks where a side exceeds `max_precond_dim`; a side without a basis saves its bracket and
-    8 bytes. In float32 whatever the dtype of the parameters.
+    and times the number of blocks where a side exceeds `max_precond_dim`. In float32 whatever the dtype of the
+    parameters, unless `state_dtype` says otherwise.
 
     Args:
         params: parameters or groups; `kind` and `sides` may be set per group.
-        lr: learning rate; AdamW's is where to start from, though how well it carries over is not measured yet.
+        lr: learning rate; AdamW's is where to start.
         betas: (β₁, β₂).
-        eps: ε outside the root.
+        eps: ε of AdamW's step, outside the root.
         weight_decay: λ, decoupled.
-        warmup_steps: steps of plain Adam before the second phase. At least one step always is.
+        warmup_steps: steps of Adam before the second phase.
         blend_steps: length of the ramp that follows; 0 switches at once.
-        min_precond_updates: gradients the sketch must have seen before the second phase.
-        precond_freq: steps between two refreshes of the basis.
-        rho: ρ, decay of the sketch per step.
-        k_min: least active rank of a tracked side.
-        k_max: columns tracked per side; None is 32 for sides up to 256, else 64, and no more than twice the other side.
-        k_exact: sides up to this length keep a whole basis.
-        epsilon_sparse: share of the excess spectral mass that the adaptive rank may leave out; 0 keeps every column
-            above the rest.
-        max_precond_dim: longer sides are cut into equal blocks, each with a basis of its own.
-        second_moment: "factored" or "elementwise".
-        sides: "auto", "both", "left" (rows), "right" (columns) or "none" (AdamW).
+        min_precond_updates: gradients the momentum must have seen before the second phase.
+        precond_freq: steps between two refreshes of U.
+        k_min: least number of directions in use.
+        k_max: directions tracked; None is a quarter of the short side, at least 32 and at most 64.
+        k_exact: sides up to this length are whitened whole.
+        epsilon_sparse: share of the excess spectral mass that the directions in use may leave out; 0 keeps all that
+            stand above the rest.
+        block_rows: rows of a block of the rest.
+        damping: relative Tikhonov damping of every Gram matrix.
+        tau: longest update in units of the weights' norm, so that a learning rate that is too large does little
+            harm; None for no bound.
+        max_precond_dim: longer sides are cut into equal blocks, each with a subspace of its own.
+        state_dtype: of momentum, AdamW's moments and U between steps: "float32"; "bfloat16"; or "int8", with second
+            moments and U in bfloat16. Rounded along offsets that even out over the steps, so that averages are not
+            biased.
+        compile: run the two kernels through `torch.compile`: half a minute at the start, a shorter step from then on.
+            They see neither the step nor the learning rate, so that nothing compiles again later.
+        sides: "auto" and "both" whiten the short side, "left" the rows, "right" the columns; "none" is AdamW.
 
     Raises:
         ValueError: a value out of range, named with what would do.
         TypeError: a value of the wrong kind; a complex or sparse parameter.
 
-    Sources: Adam in the eigenbasis of Shampoo's factors: Vyas et al. (2024), arXiv:2409.11321. Low-rank adaptive
-    preconditioning in two phases: the SCAO 0.1 README. Power-iteration tracking of a leading eigenspace: Liu et al.
-    (2025), arXiv:2502.17410. Factored second moment: Shazeer & Stern (2018), arXiv:1804.04235. A gradient with NaN or
-    Inf leaves the sketches alone and reaches the moments, as it would in AdamW.
+    Sources: momentum with its singular values made equal: Muon, Jordan et al. (2024); by a triangular factor: MUD,
+    Southworth & Thomas (2026), arXiv:2603.17970; evened along one side: NorMuon, Li et al. (2025), arXiv:2510.05491;
+    updates in units of the weights: LARS, You, Gitman & Ginsburg (2017), arXiv:1708.03888; low rank, two phases: the
+    SCAO 0.1 README. What was measured on the way is in docs/algorithm.md. A gradient with NaN or Inf leaves U alone
+    and reaches the momentum, as it would in AdamW.
     """
 
     def __init__(
         self,
         params: Any,
         lr: float = 1e-3,
-        betas: tuple[float, float] = (0.95, 0.95),
+        betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         *,
-        warmup_steps: int = 10,
+        warmup_steps: int = 0,
         blend_steps: int = 0,
-        min_precond_updates: int = 1,
+        min_precond_updates: int = 0,
         precond_freq: int = 10,
-        rho: float = 0.95,
         k_min: int = 1,
         k_max: int | None = None,
         k_exact: int = 64,
         epsilon_sparse: float = 0.0,
-        max_precond_dim: int = 4096,
-        second_moment: str = "factored",
+        block_rows: int = 16,
+        damping: float = 1e-4,
+        tau: float | None = 0.05,
+        max_precond_dim: int = 16384,
+        state_dtype: str = "float32",
+        compile: bool = False,
         sides: str = "auto",
     ) -> None:
         defaults = {
@@ -140,20 +145,25 @@ class SCAO(KroneckerOptimizer):
             "blend_steps": blend_steps,
             "min_precond_updates": min_precond_updates,
             "precond_freq": precond_freq,
-            "rho": rho,
             "k_min": k_min,
             "k_max": k_max,
             "k_exact": k_exact,
             "epsilon_sparse": epsilon_sparse,
+            "block_rows": block_rows,
+            "damping": damping,
+            "tau": tau,
             "max_precond_dim": max_precond_dim,
-            "second_moment": second_moment,
+            "state_dtype": state_dtype,
+            "compile": compile,
             "sides": sides,
         }
         super().__init__(params, defaults)
 
     @staticmethod
     def recommended(num_params: int) -> dict[str, Any]:
-        """Settings to start from, by model size; measured below 10 million parameters only, longer warm-ups above.
+        """Settings to start from, by model size; measured below 10 million parameters only.
+
+        From a billion parameters on memory is what runs out first, and the state is kept in half of it.
 
         Args:
             num_params: parameters of the model.
@@ -161,257 +171,171 @@ class SCAO(KroneckerOptimizer):
         Returns:
             Keyword arguments of the constructor.
         """
-        for limit, warmup_steps, precond_freq in _PRESETS:
-            if num_params < limit:
-                return {"warmup_steps": warmup_steps, "precond_freq": precond_freq}
-        raise AssertionError("the last preset has no limit")
+        if num_params < 1_000_000_000:
+            return {"precond_freq": 10}
+        return {"precond_freq": 20, "state_dtype": "bfloat16"}
 
     @staticmethod
     def _validate(group: Group) -> None:
-        for name, least in (("warmup_steps", 0), ("blend_steps", 0), ("min_precond_updates", 0), ("precond_freq", 1)):
+        for name in ("warmup_steps", "blend_steps", "min_precond_updates", "k_exact"):
+            require_count(name, group[name], 0)
+        for name, least in (("precond_freq", 1), ("k_min", 1), ("block_rows", 1), ("max_precond_dim", 2)):
             require_count(name, group[name], least)
-        for name, least in (("k_min", 1), ("k_exact", 0), ("max_precond_dim", 2)):
-            require_count(name, group[name], least)
-        require_number("rho", group["rho"], 0.0, 1.0, open_high=True)
         require_number("epsilon_sparse", group["epsilon_sparse"], 0.0, 1.0, open_high=True)
+        require_number("damping", group["damping"], 1e-6)  # float32 factors nothing less
+        if group["tau"] is not None:
+            require_number("tau", group["tau"], 0.0)
+        require_flag("compile", group["compile"])
+        if group["state_dtype"] not in STATE_DTYPES:
+            raise ValueError(f"state_dtype must be one of {', '.join(STATE_DTYPES)}, got {group['state_dtype']!r}")
         if group["k_max"] is not None:
             require_count("k_max", group["k_max"], 1)
             if group["k_min"] > group["k_max"]:
                 raise ValueError(
                     f"k_min must not exceed k_max, got k_min={group['k_min']}, k_max={group['k_max']}; lower k_min"
                 )
-        if group["second_moment"] not in SECOND_MOMENTS:
-            raise ValueError(
-                f"second_moment must be one of {', '.join(SECOND_MOMENTS)}, got {group['second_moment']!r}"
-            )
 
     @staticmethod
     def _layout(shape: tuple[int, ...], group: Group) -> Layout:
         cut = block_shape(shape, group["max_precond_dim"])
-        chosen = _chosen_sides((cut.rows, cut.columns), shape, group)
-        if min(cut.size) < 2 or chosen == "none":
+        side = _whitened_side((cut.rows, cut.columns), shape, group)
+        if min(cut.size) < 2 or side == "none":
             return Layout(shape, (0,) * len(shape))
-        left, right = cut.size
-        ranks = (
-            _tracked_rank(left, right, group) if chosen in ("both", "left") else 0,
-            _tracked_rank(right, left, group) if chosen in ("both", "right") else 0,
-        )
-        return Layout(cut.size, ranks, cut)
+        rows, columns = cut.size
+        if side == "left":
+            return Layout(cut.size, (_tracked_rank(rows, columns, group), 0), cut)
+        return Layout(cut.size, (0, _tracked_rank(columns, rows, group)), cut)
 
     @staticmethod
     def _create(rows: int, layout: Layout, group: Group, device: torch.device) -> Storage:
-        m, n = layout.row_shape
-
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(rows, *shape, device=device)
 
-        storage = {"exp_avg": zeros(m, n)}
-        if group["second_moment"] == "factored":
-            storage |= {"exp_avg_sq_row": zeros(m), "exp_avg_sq_column": zeros(n)}
-        else:
-            storage |= {"exp_avg_sq": zeros(m, n)}
-        for side, dim, rank in zip(SIDES, layout.row_shape, layout.ranks, strict=True):
-            if rank:
-                storage |= {
-                    f"{side}_vectors": zeros(dim, rank),
-                    f"{side}_product": zeros(dim, rank),
-                    f"{side}_coupling": zeros(rank, rank),
-                    f"{side}_rank": zeros().long(),
-                    f"{side}_drift": zeros(),
-                }
-        return storage | {"trace": zeros(), "failures": zeros().long()}
+        rank, side = max(layout.ranks), _whitened_length(layout)
+        return {
+            "exp_avg": zeros(*layout.row_shape),
+            "exp_avg_sq_row": zeros(layout.row_shape[0]),
+            "exp_avg_sq_column": zeros(layout.row_shape[1]),
+            # Before anything was seen every column of an orthogonal factor has the mean square 1.
+            "whitened_sq": torch.ones(rows, math.prod(layout.row_shape) // side, device=device),
+            "vectors": zeros(side, rank),
+            "values": zeros(rank),
+            "trace": zeros(),
+            "drift": zeros(),
+            "rank": zeros().long(),
+            "failures": zeros().long(),
+        }
 
     @staticmethod
-    def _update(state: Storage, grads: Tensor, group: Group, step: int, refresh: Refresh) -> Tensor:
-        rotated, seen = _rotate(state, grads)
-        direction = _adam_in_basis(state, rotated, group, step)
-        direction = _unrotate(state, direction)
-        _track(state, seen, group, step)
-        if _refresh_needed(step, group):
-            refresh()
-        return direction
+    def _update(state: Storage, grads: Tensor, layout: Layout, group: Group, step: int, refresh: Refresh) -> Tensor:
+        momentum, (beta1, beta2) = state["exp_avg"], group["betas"]
+        whiten_rows, even = _compiled() if group["compile"] else (whiten, even_columns)
+        momentum.lerp_(grads, 1 - beta1)
+        ahead = torch.lerp(grads, momentum, beta1)
+        ahead = ahead.mT if layout.ranks[1] else ahead  # the short side first
+        if step == 1:
+            state["vectors"].copy_(initial_subspace(ahead, max(layout.ranks)))
+            state["rank"].fill_(max(layout.ranks))
+        weight = blend_weight(step, SCAO.adam_steps(group), group["blend_steps"])
+        turn = refresh_due(step, group["precond_freq"]) or early_refresh_due(step, group["precond_freq"])
+        directions = []
+        if weight < 1:
+            directions.append(_adam_direction(state, grads, group, step))
+        if weight > 0 or turn:
+            whitened = whiten_rows(ahead, state["vectors"], state["rank"], group["block_rows"], group["damping"])
+            state["failures"].add_(whitened.failed)
+            if turn:
+                refresh(whitened)
+            if weight > 0:
+                evened = even(whitened.matrix, state["whitened_sq"], beta2).mul_(_update_rms(layout, group))
+                directions.append(evened.mT if layout.ranks[1] else evened)
+        return directions[0] if len(directions) == 1 else directions[0].lerp_(directions[1], weight)
 
     @staticmethod
-    def _refresh(state: Storage, layout: Layout, group: Group, step: int) -> None:
-        momentum = _unrotate(state, state["exp_avg"])
-        for side, dim, tracked in zip(SIDES, layout.row_shape, layout.ranks, strict=True):
-            if tracked:
-                _refresh_side(state, side, dim, group, step)
-        state["exp_avg"].copy_(_rotate(state, momentum)[0])
+    def _limit(direction: Tensor, read_norms: Callable[[], Tensor], layout: Layout, group: Group) -> Tensor:
+        if group["tau"] is None:
+            return direction
+        fan_in = layout.row_shape[1]
+        least = LEAST_WEIGHT * math.sqrt(math.prod(layout.row_shape) / fan_in)
+        longest = group["tau"] * read_norms().clamp_min(least)
+        norms = group["lr"] * torch.linalg.vector_norm(direction, dim=(-2, -1))
+        return direction.mul_((longest / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1.0)[:, None, None])
+
+    @staticmethod
+    def _refresh(state: Storage, layout: Layout, group: Group, step: int, whitened: Whitened) -> None:
+        values, trace = whitened.values, whitened.trace
+        vectors, failed = turn_subspace(state["vectors"], whitened.image)
+        rank = _adaptive_rank(values, trace, layout, group)
+        drift = basis_drift(state["vectors"], vectors, rank)
+        # Where squares overflow the image can be finite and mean nothing.
+        good = ~failed & torch.isfinite(values).all(-1) & torch.isfinite(trace)
+        seen = {"vectors": vectors, "values": values, "trace": trace, "drift": drift, "rank": rank}
+        for name, new in seen.items():
+            state[name].copy_(torch.where(good.view(-1, *[1] * (new.ndim - 1)), new, state[name]))
+        state["failures"].add_(~good)
 
     @staticmethod
     def adam_steps(group: Group) -> int:
-        # A basis never judges the gradient it was made from, so the very first step is Adam's in any case.
-        return max(1, group["warmup_steps"], group["min_precond_updates"])
+        return max(group["warmup_steps"], group["min_precond_updates"])
 
     @staticmethod
     def _diagnose(state: State, layout: Layout, group: Group) -> LayerDiagnostics:
-        step = state["step"]
-        unbias = 1 - group["rho"] ** step
-        trace = state["trace"] / unbias
-        ranks, masses, drifts, curvatures = [], [], [], []
-        for side in _present_sides(state):
-            sketch = Sketch(state[f"{side}_vectors"], state[f"{side}_product"])
-            ranks.append(float(state[f"{side}_rank"].float().mean()))
-            masses.append(mass_share(tracked_values(sketch) / unbias, state[f"{side}_rank"], trace))
-            drifts.append(float(state[f"{side}_drift"].mean()))
-            curvatures.append(float(trace.mean()) / layout.row_shape[SIDES.index(side)])
+        values = state["values"].sort(-1, descending=True).values
         return LayerDiagnostics(
-            blend=blend_weight(step, SCAO.adam_steps(group), group["blend_steps"]),
-            ranks=tuple(ranks),
-            mass_kept=sum(masses) / len(masses),
-            curvature_norm=sum(curvatures) / len(curvatures),
-            basis_drift=sum(drifts) / len(drifts),
+            blend=blend_weight(state["step"], SCAO.adam_steps(group), group["blend_steps"]),
+            ranks=(float(state["rank"].float().mean()),),
+            mass_kept=mass_share(values, state["rank"], state["trace"]),
+            curvature_norm=float(state["trace"].mean()) / _whitened_length(layout),
+            basis_drift=float(state["drift"].mean()),
             failures=int(state["failures"].sum()),
         )
 
 
-_PRESETS = ((10_000_000, 10, 10), (300_000_000, 50, 10), (7_000_000_000, 100, 20), (float("inf"), 200, 20))
-"""Parameters below which warmup_steps and precond_freq apply; above the first row they are untested."""
-
-
-def _chosen_sides(matrix: tuple[int, int], shape: tuple[int, ...], group: Group) -> str:
-    if len(shape) < 2:
+def _whitened_side(matrix: tuple[int, int], shape: tuple[int, ...], group: Group) -> str:
+    if len(shape) < 2 or group.get("kind") == "vector":
         return "none"
+    short = "left" if matrix[0] <= matrix[1] else "right"
     if group["sides"] != "auto":
-        return str(group["sides"])
-    kind = group.get("kind")
-    if kind == "vector":
+        return short if group["sides"] == "both" else str(group["sides"])
+    if group.get("kind") in ("embedding", "head"):
         return "none"
-    if kind in ("embedding", "head"):
-        return "right"
-    if kind is None and max(matrix) >= VOCABULARY_RATIO * min(matrix) and min(matrix) > group["k_exact"]:
-        return "right" if matrix[0] > matrix[1] else "left"
-    return "both"
+    is_table = max(matrix) >= VOCABULARY_RATIO * min(matrix) and min(matrix) > group["k_exact"]
+    return "none" if "kind" not in group and is_table else short
 
 
-def _tracked_rank(dim: int, other: int, group: Group) -> int:
-    if dim <= group["k_exact"]:
-        return dim
-    k_max = group["k_max"] or min(32 if dim <= NARROW_SIDE else 64, 2 * other)
-    return min(dim, k_max)
+def _tracked_rank(side: int, other: int, group: Group) -> int:
+    if side <= group["k_exact"]:
+        return min(side, other)
+    tracked = group["k_max"] or min(max(side // RANK_SHARE, LEAST_RANK), MOST_RANK)
+    return min(side, other, tracked)
 
 
-def _refresh_needed(step: int, group: Group) -> bool:
-    # The basis is refreshed in the Adam phase too: a product is known only inside the span it was taken in, and the
-    # eigenvalues that the second phase starts from would come out too small.
-    frequency = group["precond_freq"]
-    return step == SCAO.adam_steps(group) or refresh_due(step, frequency) or early_refresh_due(step, frequency)
+@functools.cache
+def _compiled() -> tuple[Callable[..., Whitened], Callable[..., Tensor]]:
+    return torch.compile(whiten, dynamic=False), torch.compile(even_columns, dynamic=False)
 
 
-def _present_sides(state: Storage | State) -> list[str]:
-    return [side for side in SIDES if f"{side}_vectors" in state]
+def _whitened_length(layout: Layout) -> int:
+    return layout.row_shape[1 if layout.ranks[1] else 0]
 
 
-def _basis(state: Storage, side: str) -> PartialBasis | None:
-    if f"{side}_vectors" not in state:
-        return None
-    return PartialBasis(state[f"{side}_vectors"], state[f"{side}_coupling"])
-
-
-def _rotate(state: Storage, matrices: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-    """Rotate (rows, m, n) into the bases; also what tracking needs of it: by side, a matrix and its projection.
-
-    The right side sees Hᵀ G instead of G: the rotation cancels in (Hᵀ G)ᵀ (Hᵀ G) = Gᵀ G.
-    """
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    rotated = matrices
-    left, right = _basis(state, "left"), _basis(state, "right")
-    if left is not None:
-        rotated, projection = rotate_rows(matrices, left)
-        seen["left"] = (matrices, projection)
-    if right is not None:
-        half = rotated
-        rotated, projection = rotate_columns(half, right)
-        seen["right"] = (half.mT, projection.mT)
-    return rotated, seen
-
-
-def _unrotate(state: Storage, matrices: Tensor) -> Tensor:
-    left, right = _basis(state, "left"), _basis(state, "right")
-    if right is not None:
-        matrices = unrotate_columns(matrices, right)
-    if left is not None:
-        matrices = unrotate_rows(matrices, left)
-    return matrices
-
-
-def _adam_in_basis(state: Storage, rotated: Tensor, group: Group, step: int) -> Tensor:
-    betas, eps = group["betas"], group["eps"]
-    if group["second_moment"] == "elementwise":
-        update_moments(state["exp_avg"], state["exp_avg_sq"], rotated, betas)
-        return adam_direction(state["exp_avg"], state["exp_avg_sq"], betas, eps, step)
+def _adam_direction(state: Storage, grads: Tensor, group: Group, step: int) -> Tensor:
     row, column = state["exp_avg_sq_row"], state["exp_avg_sq_column"]
-    state["exp_avg"].lerp_(rotated, 1 - betas[0])
-    update_factored_second_moment(row, column, rotated, betas[1])
-    return factored_adam_direction(state["exp_avg"], row, column, betas, eps, step)
+    update_factored_second_moment(row, column, grads, group["betas"][1])
+    return factored_adam_direction(state["exp_avg"], row, column, group["betas"], group["eps"], step)
 
 
-def _track(state: Storage, seen: dict[str, tuple[Tensor, Tensor]], group: Group, step: int) -> None:
-    rho = group["rho"]
-    for side, (matrices, projection) in seen.items():
-        vectors, product = state[f"{side}_vectors"], state[f"{side}_product"]
-        if step == 1:
-            first = initial_sketch(matrices, vectors.shape[-1], 1 - rho)
-            vectors.copy_(first.vectors)
-            product.copy_(first.product)
-        else:
-            update_sketch(product, matrices, projection, rho)
-    matrices = next(iter(seen.values()))[0]
-    energy = torch.linalg.vector_norm(matrices, dim=(-2, -1)).square()
-    state["trace"].lerp_(torch.where(torch.isfinite(energy), energy, state["trace"]), 1 - rho)
+def _update_rms(layout: Layout, group: Group) -> float:
+    if group.get("kind") in ("lora_a", "lora_b"):
+        return UPDATE_RMS
+    rows, columns = layout.row_shape
+    return UPDATE_RMS * math.sqrt(rows / columns)
 
 
-def _refresh_side(state: Storage, side: str, dim: int, group: Group, step: int) -> None:
-    old_vectors = state[f"{side}_vectors"].clone()
-    sketch, order, failed = refresh_sketch(Sketch(old_vectors, state[f"{side}_product"]))
-    unbias = 1 - group["rho"] ** step
-    values = tracked_values(sketch) / unbias
-    rank = _adaptive_rank(values, state["trace"] / unbias, dim, group)
-    blend = blend_weight(step + 1, SCAO.adam_steps(group), group["blend_steps"])
-    active = (rank * blend).ceil().long()
-    # Of each column as it stands; the rank wants them sorted, and the sketch sorts only approximately.
-    of_columns = sketch_values(sketch).clamp_min(0) / unbias
-    _carry_second_moment(state, side, order, active, of_columns, group, step)
-    state[f"{side}_vectors"].copy_(sketch.vectors)
-    state[f"{side}_product"].copy_(sketch.product)
-    state[f"{side}_coupling"].copy_(coupling(sketch.vectors, active))
-    state[f"{side}_rank"].copy_(active)
-    state[f"{side}_drift"].copy_(basis_drift(take_columns(old_vectors, order), sketch.vectors, active))
-    state["failures"].add_(failed)
-
-
-def _adaptive_rank(values: Tensor, trace: Tensor, dim: int, group: Group) -> Tensor:
-    tracked = values.shape[-1]
+def _adaptive_rank(values: Tensor, trace: Tensor, layout: Layout, group: Group) -> Tensor:
+    dim, tracked = _whitened_length(layout), values.shape[-1]
     if tracked == dim:
         return torch.full_like(trace, dim, dtype=torch.int64)
-    tail = tail_value(values, trace, dim)
-    return excess_spectral_rank(values, tail, 1 - group["epsilon_sparse"], group["k_min"], tracked)
-
-
-def _carry_second_moment(
-    state: Storage, side: str, order: Tensor, active: Tensor, values: Tensor, group: Group, step: int
-) -> None:
-    """Give each coordinate of a refreshed basis its second moment.
-
-    A column that was active keeps its own; one newly taken in starts from its eigenvalue, the mean of R² along it times
-    the length; a coordinate given back to the remainder takes the remainder's mean.
-    """
-    if group["second_moment"] == "factored":
-        moment = state["exp_avg_sq_row" if side == "left" else "exp_avg_sq_column"].unsqueeze(-1)
-        profile = torch.ones_like(moment[..., :1, :])
-    else:
-        moment = state["exp_avg_sq"] if side == "left" else state["exp_avg_sq"].mT
-        mean = moment.mean(-2, keepdim=True)
-        profile = mean / mean.mean(-1, keepdim=True).clamp_min(torch.finfo(mean.dtype).tiny)
-    other = state["exp_avg"].shape[-1 if side == "left" else -2]
-    unbias = 1 - group["betas"][1] ** step
-    tracked = order.shape[-1]
-    was = state[f"{side}_rank"].unsqueeze(-1)
-    position = torch.arange(tracked, device=order.device)
-    carried = torch.take_along_dim(moment[..., :tracked, :], order.unsqueeze(-1), dim=-2)
-    fresh = (values * (unbias / other)).unsqueeze(-1) * profile
-    remainder = moment[..., tracked:, :].mean(-2, keepdim=True) if moment.shape[-2] > tracked else carried
-    resting = torch.where((position < was).unsqueeze(-1), remainder, moment[..., :tracked, :])
-    taken = torch.where((order < was).unsqueeze(-1), carried, fresh)
-    moment[..., :tracked, :] = torch.where((position < active.unsqueeze(-1)).unsqueeze(-1), taken, resting)
+    ordered = values.sort(-1, descending=True).values
+    tail = tail_value(ordered, trace, dim)
+    return excess_spectral_rank(ordered, tail, 1 - group["epsilon_sparse"], group["k_min"], tracked)

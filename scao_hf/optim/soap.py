@@ -177,6 +177,8 @@ class SOAP(KroneckerOptimizer):
     @staticmethod
     def _layout(shape: tuple[int, ...], group: Group) -> Layout:
         sides = group.get("sides", "auto")
+        if sides == "auto" and group.get("kind") in ("embedding", "head"):
+            sides = "right"  # no basis over a vocabulary
         usable = (len(shape) > 1 or group["precondition_1d"]) and sides != "none"
         excluded = {"left": range(1, len(shape)), "right": range(min(1, len(shape) - 1))}.get(sides, range(0))
         fits = [usable and dim not in excluded and size <= group["max_precond_dim"] for dim, size in enumerate(shape)]
@@ -205,7 +207,7 @@ class SOAP(KroneckerOptimizer):
         return grads.add(read_params(), alpha=group["weight_decay"])
 
     @staticmethod
-    def _update(state: Storage, grads: Tensor, group: Group, step: int, refresh: Refresh) -> Tensor:
+    def _update(state: Storage, grads: Tensor, layout: Layout, group: Group, step: int, refresh: Refresh) -> Tensor:
         bases = _bases(state) if step > group["adam_warmup_steps"] else {}
         with _matmul_precision(group["fp32_matmul_prec"]):
             direction = _adam_direction(state, rotate_dims(grads, bases), group, step)

@@ -118,6 +118,12 @@ class Stack:
         """The parameters (rows, *row_shape) in float32; a copy or a view, to be read only."""
         return torch.cat([self.layout.to_rows(param) for param in self.params]).float()
 
+    def parameter_norms(self) -> Tensor:
+        """The Frobenius norm of every row of the parameters (rows,), float32."""
+        rows = [self.layout.to_rows(param).flatten(1) for param in self.params]
+        width = torch.promote_types(rows[0].dtype, torch.float32)
+        return torch.cat([torch.linalg.vector_norm(each, dim=1, dtype=width) for each in rows]).float()
+
     def apply(self, direction: Tensor, lr: float, weight_decay: float) -> None:
         """Decay the parameters, then move them against a direction.
 
@@ -135,7 +141,8 @@ class Stack:
             params.append(param)
             moves.append(self.layout.from_rows(direction[self._rows_of(index)], param.shape))
         if params[0].dtype in (torch.float32, torch.float64):
-            torch._foreach_mul_(params, 1 - lr * weight_decay)
+            if lr * weight_decay:
+                torch._foreach_mul_(params, 1 - lr * weight_decay)
             torch._foreach_add_(params, moves, alpha=-lr)
             return
         for param, move in zip(params, moves, strict=True):

@@ -29,7 +29,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_overrides_are_json_and_reach_the_run(settings: list[dict[str, Any]]) -> None:
     CliRunner().invoke(app, ["run", "quick", "scao", "lr=0.004", "betas=[0.9, 0.99]", "k_max=16"])
-    assert settings == [{"lr": 0.004, "auxiliary": 0.5, "betas": [0.9, 0.99], "weight_decay": 0.1, "k_max": 16}]
+    assert settings == [{"lr": 0.004, "auxiliary": 1.0, "betas": [0.9, 0.99], "weight_decay": 0.1, "k_max": 16}]
 
 
 @pytest.mark.parametrize("override", ["lr", "lr=", "lr=fast"])

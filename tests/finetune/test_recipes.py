@@ -138,7 +138,7 @@ training:
   bf16: yes
 scao:
   precond_frequency: 10
-  rho: 7
+  epsilon_sparse: 7
 modle: 3
 """
     )
@@ -186,7 +186,7 @@ modle: 3
 @pytest.mark.parametrize(
     ("override", "words", "hint"),
     [
-        ("scao.rho=7", "`scao.rho`: rho must be in [0, 1), got 7", None),
+        ("scao.epsilon_sparse=7", "`scao.epsilon_sparse`: epsilon_sparse must be in [0, 1), got 7", None),
         ("scao.k_mni=4", "unknown key `scao.k_mni`", "did you mean `k_min`?"),
         ("scao.lr=1", "`scao.lr` is not a key of a recipe", "write training.learning_rate"),
         ("training.optim=adamw_troch", "`training.optim` cannot be 'adamw_troch'", "did you mean `adamw_torch`?"),

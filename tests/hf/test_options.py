@@ -20,18 +20,18 @@ from scao_hf.hf.options import (
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("scao", "rho=0.9", {"rho": 0.9}),
+        ("scao", "damping=0.9", {"damping": 0.9}),
         ("scao", "eps=1e-4, precond_freq = 7", {"eps": 1e-4, "precond_freq": 7}),
-        ("scao", "rho=0", {"rho": 0.0}),
+        ("scao", "epsilon_sparse=0", {"epsilon_sparse": 0.0}),
         ("scao", "warmup_steps=1e2", {"warmup_steps": 100}),
         ("scao", "k_max=none", {"k_max": None}),
         ("scao", "k_max=None", {"k_max": None}),
         ("scao", "k_max=16", {"k_max": 16}),
         ("scao", "betas=0.9|0.95", {"betas": (0.9, 0.95)}),
-        ("scao", "betas=(0.9, 0.95),rho=0.5", {"betas": (0.9, 0.95), "rho": 0.5}),
+        ("scao", "betas=(0.9, 0.95),damping=0.5", {"betas": (0.9, 0.95), "damping": 0.5}),
         ("scao", "beta1=0.8,beta2=0.7", {"betas": (0.8, 0.7)}),
         ("scao_published", "beta2=0.7", {"betas": (0.9, 0.7)}),
-        ("scao", "second_moment=elementwise", {"second_moment": "elementwise"}),
+        ("scao", "state_dtype=int8", {"state_dtype": "int8"}),
         ("scao_published", "use_int8_ema=true", {"use_int8_ema": True}),
         ("scao_published", "use_int8_ema=False,tau=1", {"use_int8_ema": False, "tau": 1.0}),
         ("soap", "betas=none,fp32_matmul_prec=highest", {"betas": None, "fp32_matmul_prec": "highest"}),
@@ -67,7 +67,7 @@ def test_every_default_can_be_written_and_read_back(name: str) -> None:
 
 
 def test_text_keeps_numbers_to_the_last_bit() -> None:
-    options = {"rho": 0.1 + 0.2, "betas": (1 / 3, 2 / 3), "eps": 1e-12}
+    options = {"damping": 0.1 + 0.2, "betas": (1 / 3, 2 / 3), "eps": 1e-12}
     assert resolve_options("scao", format_options(options)) == options
 
 
@@ -92,15 +92,17 @@ def test_what_training_arguments_decide_is_refused_by_the_name_of_the_field(opti
         resolve_options("scao", f"{option}=0.1")
 
 
-@pytest.mark.parametrize("text", ["rho", "rho=", "=0.9", "rho=0.9,", "rho=0.9;k_max=3=4", "rho==0.9", ","])
+@pytest.mark.parametrize(
+    "text", ["damping", "damping=", "=0.9", "damping=0.9,", "damping=0.9;k_max=3=4", "damping==0.9", ","]
+)
 def test_malformed_text_is_explained(text: str) -> None:
-    with pytest.raises(OptionError, match=r"name=value pairs between commas, such as 'rho=0.9,k_max=16'"):
+    with pytest.raises(OptionError, match=r"name=value pairs between commas, such as 'damping=1e-3,k_max=16'"):
         resolve_options("scao", text)
 
 
 def test_an_option_given_twice_is_refused() -> None:
-    with pytest.raises(OptionError, match="sets rho twice"):
-        resolve_options("scao", "rho=0.9,rho=0.8")
+    with pytest.raises(OptionError, match="sets damping twice"):
+        resolve_options("scao", "damping=0.9,damping=0.8")
     with pytest.raises(OptionError, match="not both"):
         resolve_options("scao", "betas=0.9|0.9,beta1=0.8")
 
@@ -108,9 +110,9 @@ def test_an_option_given_twice_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("scao", "rho=high", "rho is a finite number, got 'high'"),
-        ("scao", "rho=true", "rho is a finite number"),
-        ("scao", "rho=nan", "rho is a finite number"),
+        ("scao", "damping=high", "damping is a finite number, got 'high'"),
+        ("scao", "damping=true", "damping is a finite number"),
+        ("scao", "damping=nan", "damping is a finite number"),
         ("scao", "eps=inf", "eps is a finite number"),
         ("scao", "precond_freq=2.5", "precond_freq is a whole number"),
         ("scao", "precond_freq=none", "precond_freq is a whole number, got 'none'"),
@@ -127,7 +129,8 @@ def test_a_value_of_the_wrong_type_is_refused_with_the_right_one(name: str, text
 
 
 @pytest.mark.parametrize(
-    ("text", "option"), [("rho=1.5", "rho"), ("k_min=16,k_max=8", "k_min"), ("second_moment=half", "second_moment")]
+    ("text", "option"),
+    [("epsilon_sparse=1.5", "epsilon_sparse"), ("k_min=16,k_max=8", "k_min"), ("state_dtype=half", "state_dtype")],
 )
 def test_the_constructor_judges_the_values(text: str, option: str) -> None:
     with pytest.raises(OptionError, match=f"scao: {option} must") as info:

@@ -39,10 +39,37 @@ def test_a_llama_has_matrices_an_embedding_a_head_and_vectors() -> None:
     assert {name.split(".")[-2] for name, kind in kinds.items() if kind == "matrix"} == set(projections)
 
 
-def test_only_the_model_side_of_a_vocabulary_gets_a_basis() -> None:
+def test_what_follows_from_the_kind_is_left_to_the_optimizer() -> None:
     sides = by_name(parameter_groups(tiny.llama()), "sides")
-    assert sides["model.embed_tokens.weight"] == sides["lm_head.weight"] == "right"
-    assert sides["model.layers.0.mlp.up_proj.weight"] is None  # the optimizer's own choice
+    assert set(sides.values()) == {None}
+
+
+def treated(optimizer: Any) -> dict[str, set[str]]:
+    """The names of the tensors in the state of each named parameter after a step."""
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.ones_like(param)
+    optimizer.step()
+    return {
+        name: {key for key, value in optimizer.state[param].items() if isinstance(value, torch.Tensor)}
+        for group in optimizer.param_groups
+        for name, param in zip(group["param_names"], group["params"], strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight"])
+def test_embeddings_and_heads_take_adamw_in_scao_and_a_basis_of_their_columns_in_soap(name: str) -> None:
+    assert treated(SCAO(parameter_groups(tiny.llama())))[name] == {"exp_avg", "exp_avg_sq"}
+    soap = treated(SOAP(parameter_groups(tiny.llama())))[name]
+    assert {key for key in soap if key.startswith("basis_")} == {"basis_1"}
+
+
+def test_sides_asked_for_by_kind_hold_for_embeddings_and_heads() -> None:
+    options = {kind: {"sides": "both"} for kind in ("embedding", "head")}
+    names = "model.embed_tokens.weight", "lm_head.weight"
+    for name in names:
+        assert "vectors" in treated(SCAO(parameter_groups(tiny.llama(), options=options)))[name]
+        assert {"basis_0", "basis_1"} <= treated(SOAP(parameter_groups(tiny.llama(), options=options)))[name]
 
 
 def test_tied_embeddings_appear_once_as_the_embedding() -> None:

@@ -59,10 +59,10 @@ def test_the_argument_parser_takes_the_name_from_a_command_line_and_a_dictionary
 ) -> None:
     parser = HfArgumentParser(arguments_class)
     (parsed,) = parser.parse_args_into_dataclasses(
-        ["--output_dir", str(tmp_path), "--optim", "scao", "--optim_args", "rho=0.9", "--use_cpu", "true"]
+        ["--output_dir", str(tmp_path), "--optim", "scao", "--optim_args", "damping=0.9", "--use_cpu", "true"]
     )
     (from_dictionary,) = parser.parse_dict({"output_dir": str(tmp_path), "optim": "scao_published", "use_cpu": True})
-    assert (parsed.optim, parsed.optim_args, from_dictionary.optim) == ("scao", "rho=0.9", "scao_published")
+    assert (parsed.optim, parsed.optim_args, from_dictionary.optim) == ("scao", "damping=0.9", "scao_published")
 
 
 def test_an_unknown_name_is_still_refused_and_the_list_has_ours(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_an_overridden_field_is_told(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("precond_frq=3", "did you mean precond_freq"), ("rho", "name=value pairs"), ("lr=0.1", "learning_rate")],
+    [("precond_frq=3", "did you mean precond_freq"), ("damping", "name=value pairs"), ("lr=0.1", "learning_rate")],
 )
 def test_a_bad_text_is_explained_when_training_starts(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):

@@ -27,11 +27,11 @@ def group_of(trainer: Trainer, kind: str = "matrix") -> dict[str, Any]:
 
 
 def test_the_options_reach_the_optimizer_and_the_arguments(tmp_path: Path) -> None:
-    trainer = scao_trainer(tmp_path, {"rho": 0.9, "betas": (0.8, 0.7), "k_max": 16})
+    trainer = scao_trainer(tmp_path, {"damping": 0.9, "betas": (0.8, 0.7), "k_max": 16})
     group = group_of(trainer)
     assert isinstance(trainer.optimizer, SCAO)
-    assert (group["rho"], group["betas"], group["k_max"], group["lr"]) == (0.9, (0.8, 0.7), 16, 5e-3)
-    assert (trainer.args.optim, trainer.args.optim_args) == ("scao", "rho=0.9,betas=0.8|0.7,k_max=16")
+    assert (group["damping"], group["betas"], group["k_max"], group["lr"]) == (0.9, (0.8, 0.7), 16, 5e-3)
+    assert (trainer.args.optim, trainer.args.optim_args) == ("scao", "damping=0.9,betas=0.8|0.7,k_max=16")
 
 
 def test_the_caller_s_arguments_stay_as_they_were_for_the_next_trainer(
@@ -41,13 +41,13 @@ def test_the_caller_s_arguments_stay_as_they_were_for_the_next_trainer(
     before = args.to_dict()
     first, second = (
         SCAOTrainer(tiny.llama(), args, train_dataset=tiny.sequences(), scao_kwargs=options)
-        for options in ({"rho": 0.5, "lr": 1e-2}, {"k_max": 8})
+        for options in ({"damping": 0.5, "lr": 1e-2}, {"k_max": 8})
     )
     assert args.to_dict() == before
-    assert (first.args.optim_args, second.args.optim_args) == ("rho=0.5", "k_max=8")
-    assert group_of(second)["rho"] == 0.95
+    assert (first.args.optim_args, second.args.optim_args) == ("damping=0.5", "k_max=8")
+    assert group_of(second)["damping"] == 1e-4
     assert group_of(second)["lr"] == args.learning_rate
-    assert "rho" not in caplog.text
+    assert "damping" not in caplog.text
 
 
 def test_a_stock_trainer_with_the_arguments_left_behind_trains_the_same(tmp_path: Path) -> None:
@@ -67,15 +67,15 @@ def test_scao_kwargs_come_before_optim_args_and_both_before_the_fields(
 ) -> None:
     trainer = scao_trainer(
         tmp_path,
-        {"rho": 0.5, "eps": 1e-5},
+        {"damping": 0.5, "eps": 1e-5},
         optim="scao",
-        optim_args="rho=0.9,precond_freq=4,betas=0.7|0.6",
+        optim_args="damping=0.9,precond_freq=4,betas=0.7|0.6",
         adam_epsilon=1e-6,
         adam_beta2=0.98,
     )
     group = group_of(trainer)
-    assert (group["rho"], group["precond_freq"], group["betas"], group["eps"]) == (0.5, 4, (0.7, 0.6), 1e-5)
-    assert "scao_kwargs rho=0.5 is used, and optim_args rho=0.9 is not" in caplog.text
+    assert (group["damping"], group["precond_freq"], group["betas"], group["eps"]) == (0.5, 4, (0.7, 0.6), 1e-5)
+    assert "scao_kwargs damping=0.5 is used, and optim_args damping=0.9 is not" in caplog.text
     assert "scao_kwargs eps=1e-05 is used, and TrainingArguments adam_epsilon=1e-06 is not" in caplog.text
     fields = "TrainingArguments adam_beta1, adam_beta2"
     assert f"optim_args betas=(0.7, 0.6) is used, and {fields}=(0.9, 0.98) is not" in caplog.text
@@ -90,7 +90,7 @@ def test_a_rate_in_scao_kwargs_replaces_that_of_the_arguments_with_a_warning(
 
 
 def test_agreeing_and_untouched_settings_raise_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    scao_trainer(tmp_path, {"rho": 0.9, "eps": 1e-6}, optim="scao", optim_args="rho=0.9")
+    scao_trainer(tmp_path, {"damping": 0.9, "eps": 1e-6}, optim="scao", optim_args="damping=0.9")
     assert "is used, and" not in caplog.text
 
 
@@ -100,12 +100,12 @@ def test_options_that_need_each_other_may_come_from_two_places(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("scao_kwargs", "optim_args"), [({"rh": 0.9}, None), (None, "rh=0.9"), ({"rho": 0.9}, "rh=0.9")]
+    ("scao_kwargs", "optim_args"), [({"dampin": 0.9}, None), (None, "dampin=0.9"), ({"damping": 0.9}, "dampin=0.9")]
 )
 def test_a_bad_option_is_refused_before_training(
     scao_kwargs: dict[str, Any] | None, optim_args: str | None, tmp_path: Path
 ) -> None:
-    with pytest.raises(OptionError, match="did you mean rho"):
+    with pytest.raises(OptionError, match="did you mean damping"):
         scao_trainer(tmp_path, scao_kwargs, optim="scao", optim_args=optim_args)
 
 
@@ -145,13 +145,13 @@ def test_a_ready_optimizer_and_scao_kwargs_are_refused_together(tmp_path: Path) 
     model = tiny.llama()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="give one of them"):
-        SCAOTrainer(model, tiny.arguments(tmp_path), optimizers=(optimizer, None), scao_kwargs={"rho": 0.9})
+        SCAOTrainer(model, tiny.arguments(tmp_path), optimizers=(optimizer, None), scao_kwargs={"damping": 0.9})
 
 
 def test_a_model_made_anew_gets_an_optimizer_of_its_own(tmp_path: Path) -> None:
     args = tiny.arguments(tmp_path, max_steps=2)
     data = tiny.sequences()
-    trainer = SCAOTrainer(model_init=lambda: tiny.llama(), args=args, train_dataset=data, scao_kwargs={"rho": 0.9})
+    trainer = SCAOTrainer(model_init=lambda: tiny.llama(), args=args, train_dataset=data, scao_kwargs={"damping": 0.9})
     trainer.train()
     first = unwrap_optimizer(trainer.optimizer)
     trainer.train()

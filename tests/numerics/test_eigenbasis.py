@@ -1,4 +1,4 @@
-"""Eigenbases, sketches and ranks against the dense float64 reference; bases are compared through their projectors."""
+"""Eigenbases and ranks against the dense float64 reference; bases are compared through their projectors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import reference
 import torch
 from problems import (
     BATCHES,
-    SHAPES,
     assert_close,
     assert_orthonormal,
     matrices,
@@ -22,22 +21,15 @@ from torch import Tensor
 from scao_hf.numerics import eigenbasis
 from scao_hf.numerics.eigenbasis import (
     Eigenbasis,
-    Sketch,
     basis_drift,
-    cholesky_qr,
     descending_order,
     eigh_descending,
     excess_spectral_rank,
-    initial_sketch,
     orthogonal_iteration,
-    orthonormalize,
     rayleigh_quotients,
-    refresh_sketch,
-    sketch_values,
     spectral_rank,
     tail_value,
     take_columns,
-    update_sketch,
 )
 
 # Vectors of float32 `eigh` are off by d·2^-24·‖A‖ / gap, 8 · 6e-8 · 2 / 0.2 = 5e-6 for a `random_factor` of 8 rows.
@@ -253,233 +245,6 @@ def test_iteration_with_a_deficient_factor_stays_orthonormal(rank: int) -> None:
     turned, failed = orthogonal_iteration(rank * torch.outer(vector, vector), random_frame(dim=4, rank=4))
     assert not failed.any()
     assert_orthonormal(turned)
-
-
-# ------------------------------------------------------------------------------------------------ Cholesky-QR
-
-
-def conditioned(dim: int, rank: int, condition: float, seed: int = 0) -> Tensor:
-    left = random_frame(dim=dim, rank=rank, seed=seed, dtype=torch.float64)
-    right = random_frame(dim=rank, rank=rank, seed=seed + 1, dtype=torch.float64)
-    return left * torch.logspace(0, -torch.log10(torch.tensor(condition)).item(), rank, dtype=torch.float64) @ right.T
-
-
-@pytest.mark.parametrize("condition", [1.0, 1e2, 1e4, 1e6])
-@pytest.mark.parametrize("shape", [(12, 4), (5, 5), (6, 1)])
-def test_cholesky_qr_is_orthonormal_and_keeps_the_span(shape: tuple[int, int], condition: float) -> None:
-    matrix = conditioned(*shape, condition if shape[1] > 1 else 1.0)
-    orthonormal, failed = cholesky_qr(matrix.float())
-    assert not failed.any()
-    assert_orthonormal(orthonormal)
-    # The span is right to the backward error: no part of the matrix larger than rounding lies outside it.
-    outside = matrix - reference.projector(orthonormal) @ matrix
-    assert float(outside.norm() / matrix.norm()) < 1e-6
-
-
-def test_cholesky_qr_agrees_with_qr_on_every_leading_span() -> None:
-    batch = random_matrix(3, 9, 4)
-    orthonormal, failed = cholesky_qr(batch)
-    assert not failed.any()
-    for matrix, vectors in zip(batch, orthonormal, strict=True):
-        assert_same_leading_spans(vectors, torch.linalg.qr(matrix.double()).Q)
-
-
-@pytest.mark.parametrize("shape", [(3, 2), (8, 3), (50, 10), (300, 40)])
-@pytest.mark.parametrize("seed", range(5))
-def test_cholesky_qr_reports_a_repeated_column(shape: tuple[int, int], seed: int) -> None:
-    matrix = random_matrix(*shape, seed=seed)
-    matrix[:, -1] = matrix[:, 0]
-    assert bool(cholesky_qr(matrix)[1])
-
-
-def test_cholesky_qr_reports_deficient_and_spoilt_matrices_only() -> None:
-    batch = random_matrix(5, 8, 3)
-    batch[1] = 0
-    batch[2, :, 2] = batch[2, :, 0]
-    batch[3, 4, 1] = torch.nan
-    orthonormal, failed = cholesky_qr(batch)
-    assert failed.tolist() == [False, True, True, True, False]
-    for row in (0, 4):
-        assert_same_leading_spans(orthonormal[row], torch.linalg.qr(batch[row].double()).Q)
-
-
-# ------------------------------------------------------------------------------------------------ orthonormalize
-
-
-@pytest.mark.parametrize("shape", [(7, 3), (4, 4), (5, 1), (1, 1)])
-@pytest.mark.parametrize("batch", BATCHES)
-def test_orthonormalize_keeps_every_leading_span(batch: tuple[int, ...], shape: tuple[int, int]) -> None:
-    given = random_matrix(*batch, *shape)
-    result = orthonormalize(given)
-    assert result.is_contiguous()
-    for matrix, vectors in zip(matrices(given), matrices(result), strict=True):
-        assert_orthonormal(vectors)
-        assert_same_leading_spans(vectors, torch.linalg.qr(matrix.double()).Q)
-
-
-def degenerate_columns() -> dict[str, Tensor]:
-    repeated = random_matrix(6, 3)
-    repeated[:, 2] = repeated[:, 0]
-    return {
-        "zero": torch.zeros(6, 3),
-        "unit vectors": torch.eye(6)[:, :3],
-        "negative unit vectors": -torch.eye(6)[:, :3],
-        "exchanged unit vectors": torch.eye(6)[:, [1, 0, 2]],
-        "last unit vectors": torch.eye(6)[:, 3:],
-        "repeated": repeated,
-        "rank one": torch.outer(random_matrix(6), torch.ones(3)),
-        "nearly a unit vector": torch.eye(6)[:, :3] + 1e-6 * random_matrix(6, 3),
-        "tiny": 1e-30 * random_matrix(6, 3),
-        "huge": 1e30 * random_matrix(6, 3),
-        "square unit": torch.eye(4),
-        "triangular": torch.triu(random_matrix(4, 4)),
-    }
-
-
-@pytest.mark.parametrize("name", degenerate_columns())
-def test_orthonormalize_of_degenerate_columns_leaves_every_leading_block_invertible(name: str) -> None:
-    vectors = orthonormalize(degenerate_columns()[name])
-    assert_orthonormal(vectors)
-    top = vectors[: vectors.shape[1]].double()
-    for count in range(1, vectors.shape[1] + 1):
-        block = reference.identity(count) - top[:count, :count].T
-        # Its LU factors are those of the reflectors: unit lower triangular times a diagonal 1 ≤ τ ≤ 2.
-        assert float(torch.linalg.det(block)) > 1 - 1e-4
-
-
-def test_orthonormalize_of_nan_is_nan() -> None:
-    matrix = random_matrix(2, 5, 2)
-    matrix[0, 1, 0] = torch.nan
-    result = orthonormalize(matrix)
-    assert result[0].isnan().any()
-    assert_orthonormal(result[1])
-
-
-# ------------------------------------------------------------------------------------------------ sketch
-
-
-@pytest.mark.parametrize("batch", BATCHES)
-def test_a_first_sketch_holds_the_whole_space_of_a_low_rank_gradient(batch: tuple[int, ...]) -> None:
-    grad = random_matrix(*batch, 8, 2, seed=1) @ random_matrix(*batch, 2, 6, seed=2)
-    sketch = initial_sketch(grad, 3, 0.05)
-    for matrix, vectors, product in zip(
-        matrices(grad), matrices(sketch.vectors), matrices(sketch.product), strict=True
-    ):
-        assert_orthonormal(vectors)
-        outside = matrix.double() - reference.projector(vectors) @ matrix.double()
-        # The third power of the singular values comes before the orthonormalisation: rounding times their ratio cubed.
-        assert float(outside.norm() / matrix.double().norm()) < 1e-4
-        assert_close(product, 0.05 * matrix.double() @ matrix.double().T @ vectors.double())
-
-
-def test_a_first_sketch_finds_the_directions_that_stand_out() -> None:
-    spikes = random_frame(dim=12, rank=2, dtype=torch.float64)
-    grad = (30 * spikes @ random_frame(dim=20, rank=2, seed=3, dtype=torch.float64).T).float() + random_matrix(12, 20)
-    sketch = initial_sketch(grad, 4, 0.05)
-    top = torch.linalg.svd(grad.double()).U[:, :2]
-    assert float((reference.projector(sketch.vectors) @ top - top).norm()) < 1e-2
-
-
-@pytest.mark.parametrize("scale", [1e-25, 1e-8, 1e15])
-def test_a_first_sketch_does_not_depend_on_the_scale_of_the_gradient(scale: float) -> None:
-    grad = random_matrix(6, 5)
-    assert_same_leading_spans(initial_sketch(scale * grad, 3, 0.05).vectors, initial_sketch(grad, 3, 0.05).vectors)
-
-
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_a_gradient_without_information_starts_a_harmless_sketch(value: float) -> None:
-    grad = torch.stack([torch.full((6, 5), value), random_matrix(6, 5)])
-    sketch = initial_sketch(grad, 3, 0.05)
-    assert torch.equal(sketch.vectors[0].abs(), torch.eye(6)[:, :3])
-    assert not sketch.product[0].any()
-    assert_same_leading_spans(sketch.vectors[1], initial_sketch(grad[1], 3, 0.05).vectors)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("batch", BATCHES)
-def test_the_sketch_is_the_averaged_factor_times_the_basis(batch: tuple[int, ...], shape: tuple[int, int]) -> None:
-    rank = min(2, shape[0])
-    vectors = random_frame(*batch, dim=shape[0], rank=rank)
-    product = torch.zeros(*batch, shape[0], rank)
-    grads = [random_matrix(*batch, *shape, seed=seed) for seed in range(5)]
-    for grad in grads:
-        update_sketch(product, grad, vectors.mT @ grad, 0.9)
-    for row, (basis, result) in enumerate(zip(matrices(vectors), matrices(product), strict=True)):
-        assert_close(result, reference.power_sketch([matrices(grad)[row] for grad in grads], basis, 0.9))
-
-
-@pytest.mark.parametrize("spoilt", [float("nan"), float("inf"), 1e30])
-def test_a_spoilt_gradient_costs_the_sketch_one_observation(spoilt: float) -> None:
-    vectors, product = random_frame(2, dim=4, rank=2), torch.zeros(2, 4, 2)
-    first, second = random_matrix(2, 4, 3, seed=1), random_matrix(2, 4, 3, seed=2)
-    second[0, 0, 0] = spoilt
-    for grad in (first, second):
-        update_sketch(product, grad, vectors.mT @ grad, 0.5)
-    assert_close(product[0], reference.power_sketch([first[0]], vectors[0], 0.5))
-    assert_close(product[1], reference.power_sketch([first[1], second[1]], vectors[1], 0.5))
-
-
-def test_sketch_values_are_the_rayleigh_quotients_of_the_average() -> None:
-    grads = [random_matrix(6, 5, seed=seed) for seed in range(3)]
-    vectors = random_frame(dim=6, rank=3)
-    sketch = Sketch(vectors, reference.power_sketch(grads, vectors, 0.9).float())
-    left, _ = reference.kronecker_factors(grads, 0.9)
-    assert_close(sketch_values(sketch), torch.diag(vectors.double().T @ left @ vectors.double()))
-
-
-def test_refreshing_a_sketch_is_one_orthogonal_iteration_with_the_average() -> None:
-    grads = [random_matrix(3, 7, 5, seed=seed) for seed in range(8)]
-    vectors = random_frame(3, dim=7, rank=3, seed=4)
-    product = torch.zeros(3, 7, 3)
-    for grad in grads:
-        update_sketch(product, grad, vectors.mT @ grad, 0.9)
-    old = Sketch(vectors.clone(), product.clone())
-    new, order, failed = refresh_sketch(Sketch(vectors, product))
-    assert not failed.any()
-    assert torch.equal(vectors, old.vectors)
-    assert torch.equal(product, old.product)
-    for row in range(3):
-        left, _ = reference.kronecker_factors([grad[row] for grad in grads], 0.9)
-        expected, expected_order = reference.orthogonal_iteration(left, old.vectors[row].double())
-        assert order[row].tolist() == expected_order.tolist()
-        assert_same_leading_spans(new.vectors[row], expected)
-        transported = left @ reference.projector(old.vectors[row]) @ new.vectors[row].double()
-        assert_close(new.product[row], transported, atol=1e-5)
-
-
-def test_a_spoilt_sketch_keeps_its_basis_and_restarts_its_product() -> None:
-    vectors, product = random_frame(2, dim=5, rank=2), random_matrix(2, 5, 2)
-    product[0, 3, 1] = torch.inf
-    new, order, failed = refresh_sketch(Sketch(vectors, product))
-    assert failed.tolist() == [True, False]
-    assert torch.equal(new.vectors[0], vectors[0])
-    assert torch.isfinite(new.product).all()
-    assert order[0].tolist() == [0, 1]
-    assert_orthonormal(new.vectors[1])
-
-
-def test_a_zero_sketch_refreshes_to_an_orthonormal_basis() -> None:
-    new, _, failed = refresh_sketch(Sketch(random_frame(dim=5, rank=2), torch.zeros(5, 2)))
-    assert not failed.any()
-    assert_orthonormal(new.vectors)
-    assert not new.product.any()
-
-
-def test_the_tracked_basis_holds_the_spikes_of_the_dense_average() -> None:
-    generator = torch.Generator().manual_seed(1)
-    spikes = random_frame(dim=24, rank=3, seed=2)
-    grads = [
-        spikes @ (6 * torch.randn(3, 16, generator=generator)) + torch.randn(24, 16, generator=generator)
-        for _ in range(80)
-    ]
-    sketch = initial_sketch(grads[0], 8, 0.05)
-    for step, grad in enumerate(grads[1:], start=2):
-        update_sketch(sketch.product, grad, sketch.vectors.mT @ grad, 0.95)
-        if step % 10 == 0:
-            sketch, _, _ = refresh_sketch(sketch)
-    dense = reference.eigh_descending(reference.kronecker_factors(grads, 0.95)[0])[1][:, :3]
-    kept = float((reference.projector(sketch.vectors) @ dense).norm() ** 2) / 3
-    assert kept > 0.99
 
 
 # ------------------------------------------------------------------------------------------------ rank

@@ -27,9 +27,10 @@ def _maker(cls: type[KroneckerOptimizer], **settings: Any) -> Make:
     return make
 
 
-# Warm-up, ramp and several refreshes within twenty steps, and bases narrower than the sides: every branch runs.
+# Warm-up, ramp and several refreshes within twenty steps, and subspaces narrower than the sides: every branch runs.
 _SCAO = {
-    "lr": 0.01, "warmup_steps": 4, "blend_steps": 6, "precond_freq": 3, "k_exact": 2, "k_max": 3, "k_min": 1, "rho": 0.8
+    "lr": 0.01, "warmup_steps": 4, "blend_steps": 6, "precond_freq": 3, "k_exact": 2, "k_max": 3, "k_min": 1,
+    "block_rows": 3,
 }  # fmt: skip
 _PUBLISHED = {
     "lr": 0.01, "warmup_steps": 4, "blend_steps": 6, "precond_freq": 3, "min_precond_updates": 2, "k_max": 3,
@@ -37,14 +38,18 @@ _PUBLISHED = {
 }  # fmt: skip
 
 SIBLINGS: dict[str, Make] = {
-    "scao-factored": _maker(SCAO, **_SCAO, second_moment="factored"),
-    "scao-elementwise": _maker(SCAO, **_SCAO, second_moment="elementwise"),
+    "scao": _maker(SCAO, **_SCAO),
+    "scao-bfloat16": _maker(SCAO, **_SCAO, state_dtype="bfloat16"),
+    "scao-int8": _maker(SCAO, **_SCAO, state_dtype="int8"),
     "published": _maker(PublishedSCAO, **_PUBLISHED),
     "published-int8": _maker(PublishedSCAO, **_PUBLISHED, use_int8_ema=True),
     "soap": _maker(SOAP, lr=0.01, precondition_frequency=3, adam_warmup_steps=2),
 }
 
-CURVATURE = ("vectors", "product", "coupling", "rank", "drift", "trace", "values", "factor", "codes", "scale", "basis")
+NARROW = ("exp_avg", "exp_avg_sq", "vectors")
+"""State names whose tensors may be kept in fewer bits than float32, when an optimizer is asked to."""
+
+CURVATURE = ("vectors", "rank", "drift", "trace", "values", "factor", "codes", "basis", "left_scale", "right_scale")
 """What a state name contains when it belongs to the curvature and not to the moments."""
 
 SHAPES: list[tuple[int, ...]] = [(6, 5), (6, 5), (9, 4), (6, 5), (5,), (5,), (), (4, 3, 2, 2)]

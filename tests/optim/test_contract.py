@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from optim.siblings import (
+    NARROW,
     SHAPES,
     SIBLINGS,
     Make,
@@ -116,6 +117,21 @@ def test_a_parameter_without_a_gradient_stays_and_its_step_counter_stays_behind(
     assert optimizer.state[params[1]]["step"] == 8
 
 
+def assert_moved_alike(optimizer: KroneckerOptimizer, param: Tensor, lonely: Tensor) -> None:
+    """Twenty steps of lr = 0.01 in a batch and alone, which round differently where there is a basis.
+
+    Kernels of BLAS and LAPACK round by the alignment of their input, which differs between a row of a batch and a
+    tensor of its own. float32 eps over a relative gap of 1e-2 turns a column, and so a direction of size 1, by 1e-5;
+    twenty steps move at most 2e-6 apart. In a narrow state such a difference can carry an entry over the edge between
+    two codes, a share of 1/127 of the largest, which is spent again at the next step: 20 · 0.01 / 127 at most.
+    """
+    narrow = optimizer.defaults.get("state_dtype", "float32") != "float32"
+    if param.ndim < 2:
+        assert torch.equal(param, lonely)
+    else:
+        torch.testing.assert_close(param, lonely, rtol=0, atol=20 * 0.01 / 127 if narrow else 2e-6)
+
+
 @every_optimizer
 def test_a_parameter_that_misses_gradients_moves_as_if_it_were_alone_and_so_do_the_others(make: Make) -> None:
     params = parameters()
@@ -133,7 +149,7 @@ def test_a_parameter_that_misses_gradients_moves_as_if_it_were_alone_and_so_do_t
                 continue
             lonely.grad = gradient(lonely, index, step)
             alone.step()
-        assert torch.equal(param, lonely), index
+        assert_moved_alike(alone, param, lonely)
 
 
 @every_optimizer
@@ -304,13 +320,7 @@ def test_a_batch_of_equal_shapes_equals_one_optimizer_each(make: Make) -> None:
         for step in range(1, 21):
             lonely.grad = gradient(lonely, index, step)
             alone.step()
-        if isinstance(alone, SCAO) or param.ndim < 2:
-            assert torch.equal(param, lonely), index
-        else:
-            # LAPACK's eigh rounds by the alignment of its input, which differs between a row of a batch and a tensor of
-            # its own. float32 eps over a relative gap of 1e-2 turns a column, and so a direction of size 1, by 1e-5;
-            # twenty steps of lr = 0.01 move at most 2e-6 apart.
-            torch.testing.assert_close(param, lonely, rtol=0, atol=2e-6)
+        assert_moved_alike(alone, param, lonely)
 
 
 # ------------------------------------------------------------------------------------------------ dtypes
@@ -318,15 +328,43 @@ def test_a_batch_of_equal_shapes_equals_one_optimizer_each(make: Make) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @every_optimizer
-def test_parameters_keep_their_dtype_and_the_state_is_float32(make: Make, dtype: torch.dtype) -> None:
+def test_parameters_keep_their_dtype_and_the_state_is_float32_unless_asked_otherwise(
+    make: Make, dtype: torch.dtype
+) -> None:
     params = parameters(dtype=dtype)
     optimizer = make(params)
     train(optimizer, params, range(1, 11))
     assert {p.dtype for p in params} == {dtype}
+    narrow = NARROW if optimizer.defaults.get("state_dtype", "float32") != "float32" else ()
     floating = {
-        v.dtype for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor) and v.is_floating_point()
+        name: value.dtype
+        for state in optimizer.state.values()
+        for name, value in state.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and name not in narrow
     }
-    assert floating == {torch.float32}
+    assert set(floating.values()) == {torch.float32}
+
+
+WIDTHS = {
+    "scao": {"exp_avg": torch.float32, "vectors": torch.float32, "exp_avg_sq": torch.float32},
+    "scao-bfloat16": {"exp_avg": torch.bfloat16, "vectors": torch.bfloat16, "exp_avg_sq": torch.bfloat16},
+    "scao-int8": {"exp_avg": torch.int8, "vectors": torch.bfloat16, "exp_avg_sq": torch.bfloat16},
+}
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_a_narrow_state_is_as_narrow_as_was_asked_for_and_that_of_vectors_is_not(name: str) -> None:
+    whitened, plain, vector = parameters([(6, 5)]), parameters([(6, 5)]), parameters([(5,)])
+    optimizer = SIBLINGS[name]([{"params": [*whitened, *vector]}, {"params": plain, "sides": "none"}])
+    train(optimizer, [*whitened, *vector, *plain], [1])
+    held = optimizer.state[whitened[0]], optimizer.state[plain[0]], optimizer.state[vector[0]]
+    for state, names in zip(held[:2], (("exp_avg", "vectors"), ("exp_avg", "exp_avg_sq")), strict=True):
+        assert {key: state[key].dtype for key in names} == {key: WIDTHS[name][key] for key in names}
+        assert ("exp_avg_scale" in state) == (name == "scao-int8")
+    assert {key: value.dtype for key, value in held[2].items() if key != "step"} == {
+        "exp_avg": torch.float32,
+        "exp_avg_sq": torch.float32,
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -724,9 +762,12 @@ NONSENSE: dict[str, list[Any]] = {
     "k_exact": [-1, 3.0],
     "epsilon_sparse": [1.0, -0.01],
     "max_precond_dim": [0, 64.0],
-    "second_moment": ["diagonal", None],
+    "block_rows": [0, 2.0, True],
+    "damping": [0.0, 1e-7, -1.0, "small", float("nan")],
+    "state_dtype": ["float16", None, torch.bfloat16],
     "sides": ["top", 3],
     "tau": [-1.0, "5"],
+    "compile": ["yes", 1],
     "use_int8_ema": ["yes", 1],
     "shampoo_beta": [1.0, "0.9", float("nan")],
     "use_decoupled_weight_decay": ["no", None],
@@ -764,7 +805,7 @@ def test_every_hyperparameter_refuses_nonsense_by_its_name(make: Make) -> None:
                 make([{"params": parameters(), name: value}])
 
 
-@pytest.mark.parametrize("name", ["scao-factored", "published"])
+@pytest.mark.parametrize("name", ["scao", "published"])
 def test_a_least_rank_above_the_largest_is_refused_with_both_numbers(name: str) -> None:
     with pytest.raises(ValueError, match="k_min=16, k_max=8"):
         SIBLINGS[name](parameters(), k_min=16, k_max=8)
@@ -785,21 +826,33 @@ def test_a_matrix_of_a_group_without_sides_takes_adamw(make: Make) -> None:
     adamw = torch.optim.AdamW(others, lr=optimizer.param_groups[0]["lr"], weight_decay=0.1, betas=(0.9, 0.95))
     train(optimizer, params, range(1, 21))
     train(adamw, others, range(1, 21))
-    torch.testing.assert_close(params[0], others[0], rtol=1e-6, atol=1e-6)
+    # A moment of eight bits is off by up to 1/127 of the largest of its row, and one of bfloat16 by 2^-7 of itself, at
+    # every step anew: the roundings of 20 steps of lr = 0.01 do not add up.
+    narrow = optimizer.defaults.get("state_dtype", "float32") != "float32"
+    torch.testing.assert_close(params[0], others[0], rtol=1e-6, atol=20 * 0.01 * 2**-5 if narrow else 1e-6)
     assert optimizer.diagnostics()["preconditioned_fraction"] == 0
 
 
-@pytest.mark.parametrize("name", ["scao-factored", "soap"])
 @pytest.mark.parametrize(
     ("sides", "expected"), [("auto", {0, 1}), ("both", {0, 1}), ("left", {0}), ("right", {1}), ("none", set())]
 )
-def test_the_sides_of_a_group_say_which_get_a_basis(name: str, sides: str, expected: set[int]) -> None:
+def test_the_sides_of_a_group_say_which_get_a_basis_in_soap(sides: str, expected: set[int]) -> None:
+    params = parameters([(6, 5)])
+    optimizer = SIBLINGS["soap"]([{"params": params, "sides": sides}])
+    train(optimizer, params, range(1, 12))
+    bases = {int(name.removeprefix("basis_")) for name in optimizer.state[params[0]] if name.startswith("basis_")}
+    assert bases == expected
+    assert torch.isfinite(params[0]).all()
+
+
+@pytest.mark.parametrize("name", ["scao", "scao-bfloat16", "scao-int8"])
+@pytest.mark.parametrize(("sides", "expected"), [("auto", 5), ("both", 5), ("left", 6), ("right", 5), ("none", None)])
+def test_the_sides_of_a_group_say_which_side_scao_whitens(name: str, sides: str, expected: int | None) -> None:
     params = parameters([(6, 5)])
     optimizer = SIBLINGS[name]([{"params": params, "sides": sides}])
     train(optimizer, params, range(1, 12))
-    bases = [state for state in optimizer.state[params[0]] if state.startswith("basis_") or state.endswith("_vectors")]
-    numbers = {"left_vectors": 0, "right_vectors": 1, "basis_0": 0, "basis_1": 1}
-    assert {numbers[base] for base in bases} == expected
+    state = optimizer.state[params[0]]
+    assert (len(state["vectors"]) if "vectors" in state else None) == expected
     assert torch.isfinite(params[0]).all()
 
 
@@ -1038,7 +1091,7 @@ def test_the_watch_for_readbacks_sees_them() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", ["scao-factored", "scao-elementwise"])
+@pytest.mark.parametrize("name", ["scao", "scao-bfloat16", "scao-int8"])
 def test_on_a_gpu_scao_never_synchronises(name: str) -> None:
     params = [nn.Parameter(p.detach().cuda()) for p in parameters()]
     optimizer: KroneckerOptimizer = SIBLINGS[name](params)

@@ -174,7 +174,7 @@ def _members(optimizer: KroneckerOptimizer) -> list[list[Tensor]]:
 def test_equal_shapes_share_a_stack_and_other_shapes_dtypes_and_groups_do_not() -> None:
     equal = _parameters(3, (6, 5))
     transposed, narrow, late = _parameters(1, (5, 6)), _parameters(1, (6, 5), torch.bfloat16), _parameters(1, (6, 5))
-    optimizer = SIBLINGS["scao-factored"]([{"params": [*equal, *transposed, *narrow]}, {"params": late}])
+    optimizer = SIBLINGS["scao"]([{"params": [*equal, *transposed, *narrow]}, {"params": late}])
     optimizer.step()
     assert [[id(p) for p in params] for params in _members(optimizer)] == [
         [id(p) for p in params] for params in (equal, transposed, narrow, late)
@@ -183,7 +183,7 @@ def test_equal_shapes_share_a_stack_and_other_shapes_dtypes_and_groups_do_not() 
 
 def test_stacks_stay_while_the_same_parameters_have_gradients() -> None:
     params = _parameters(3, (6, 5))
-    optimizer = SIBLINGS["scao-factored"](params)
+    optimizer = SIBLINGS["scao"](params)
     optimizer.step()
     storage = optimizer._stacks_of_group[0][0].storage["exp_avg"]
     for step in range(3):
@@ -194,7 +194,7 @@ def test_stacks_stay_while_the_same_parameters_have_gradients() -> None:
 
 def test_a_parameter_that_fell_behind_has_a_stack_of_its_own() -> None:
     params = _parameters(3, (6, 5))
-    optimizer = SIBLINGS["scao-factored"](params)
+    optimizer = SIBLINGS["scao"](params)
     optimizer.step()
     gradient, params[1].grad = params[1].grad, None
     optimizer.step()
@@ -208,7 +208,7 @@ def test_a_parameter_that_fell_behind_has_a_stack_of_its_own() -> None:
 
 def test_a_state_emptied_from_outside_starts_again() -> None:
     params = _parameters(2, (6, 5))
-    optimizer = SIBLINGS["scao-factored"](params)
+    optimizer = SIBLINGS["scao"](params)
     optimizer.step()
     optimizer.step()
     optimizer.state[params[1]].clear()

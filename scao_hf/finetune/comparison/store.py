@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +50,41 @@ class RunStore:
 
     def add(self, config: Mapping[str, Any], run: Run) -> None:
         """Write a run down, and keep it as it would be read again."""
-        key = digest(config)
-        record = {"key": key, "config": plain(config), "run": run.to_dict()}
+        record = _record(config, run)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             if self._torn_at is not None:
                 file.truncate(self._torn_at)
                 self._torn_at = None
-            file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
-        self._records[key] = record["config"], Run.from_dict(record["run"])
+        self._keep(record)
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        self._records[record["key"]] = record["config"], Run.from_dict(record["run"])
+
+    def reconfigure(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
+        """Put every run under what `change` makes of its configuration; the file is replaced at once or not at all.
+
+        Returns:
+            How many configurations changed.
+
+        Raises:
+            ValueError: two runs would have the same configuration.
+        """
+        before = list(self._records)
+        records = [_record(change(config), run) for config, run in self.records()]
+        after = [record["key"] for record in records]
+        if len(set(after)) != len(after):
+            raise ValueError(f"{self.path}: two runs would have the same configuration")
+        beside = self.path.with_suffix(".new")
+        beside.write_bytes(b"".join(map(_line, records)))
+        beside.replace(self.path)
+        self._records, self._torn_at = {}, None
+        for record in records:
+            self._keep(record)
+        return sum(old != new for old, new in zip(before, after, strict=True))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -68,3 +92,11 @@ class RunStore:
     def records(self) -> Iterator[tuple[dict[str, Any], Run]]:
         """(configuration, run) of every line, in the order in which they were first made."""
         yield from self._records.values()
+
+
+def _record(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    return {"key": digest(config), "config": plain(config), "run": run.to_dict()}
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"

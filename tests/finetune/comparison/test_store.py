@@ -175,3 +175,21 @@ def test_a_record_that_lacks_a_field_is_no_run(missing: str) -> None:
     del values[missing]
     with pytest.raises((KeyError, TypeError), match=missing):
         Run.from_dict(values)
+
+
+def test_runs_under_changed_configurations_are_the_same_runs(path: Path) -> None:
+    store = filled(path, 3)
+    changed = store.reconfigure(lambda each: {**each, "seed": 7} if each["seed"] == 1 else each)
+    assert changed == 1
+    assert RunStore(path).get(config(7)) == store.get(config(7)) == run(seed=1)
+    assert store.get(config(1)) is None
+    assert [found.seed for _, found in RunStore(path).records()] == [0, 1, 2]
+
+
+def test_two_runs_do_not_come_under_one_configuration(path: Path) -> None:
+    store = filled(path, 2)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="two runs would have the same configuration"):
+        store.reconfigure(lambda each: {**each, "seed": 5})
+    assert path.read_bytes() == before
+    assert len(store) == 2
