@@ -1,4 +1,4 @@
-"""Which way optimizers would go: the real classes on recorded gradients, against SOAP and dense Shampoo."""
+"""Which way optimizers would go: the real classes on recorded gradients, against the polar factor and others."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from torch import Tensor, nn
 
 from benchmarks.memory import state_bytes
 from benchmarks.muon import Muon
+from benchmarks.replay.defaults import BETAS, PERIOD
 from benchmarks.replay.record import Layer
 from scao_hf import SCAO, SOAP, PublishedSCAO
 
-BETAS = (0.95, 0.95)
-RHO = 0.95
+RATE = 2.0**-20
+"""Learning rate of every replayed step: too small for any bound in units of the weights, and exact in floats."""
+RHO = BETAS[1]
 """Of every curvature average, so that directions differ by rule and not by memory."""
-PERIOD = 10
-TOP_RANK = 32
+BLOCK_ROWS = (1, 8, 16, 32, 64)
+EVERY_COLUMN = 1 << 16
 QUANTILES = (0.1, 0.5, 0.9)
-ADAMW, SOAP_EXACT, SHAMPOO = "AdamW", "SOAP, refreshed every step", "Shampoo, dense float64"
+POLAR, SOAP_EXACT, SHAMPOO = "polar factor, dense float64", "SOAP, refreshed every step", "Shampoo, dense float64"
+ADAMW = "AdamW"
+REFERENCES = (POLAR, SOAP_EXACT, SHAMPOO, ADAMW)
+DEFAULT = "default"
 
 Groups = list[dict[str, Any]]
 
@@ -34,17 +39,44 @@ class Candidate:
 
     Args:
         name: as tables call it.
-        build: from parameter groups; with a learning rate of 1 and no weight decay.
+        build: from parameter groups; with the learning rate `RATE` and no weight decay.
         period: steps between its refreshes; None if it has none.
-        rank: columns per side, where that is what varies.
-        second_moment: likewise.
+        rank: directions that SCAO tracks.
+        block_rows: rows of its blocks.
     """
 
     name: str
     build: Callable[[Groups], torch.optim.Optimizer]
     period: int | None = None
     rank: str = ""
-    second_moment: str = ""
+    block_rows: str = ""
+
+
+class PolarFactor(torch.optim.Optimizer):
+    """The look-ahead momentum with all its singular values made one, in float64: a judge, too slow to train with.
+
+        M <- β₁ M + (1 − β₁) G        A Σ Bᵀ = β₁ M + (1 − β₁) G        p <- p − lr · A Bᵀ
+
+    What Muon approaches by iteration, and SCAO in its subspace by a triangular factor.
+    """
+
+    def __init__(self, params: Any, lr: float, beta: float) -> None:
+        super().__init__(params, {"lr": lr, "beta": beta})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        assert closure is None, "recorded gradients have no closure"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._step(parameter, group)
+
+    def _step(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
+        grad = parameter.grad.double()
+        momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(grad))
+        momentum.lerp_(grad, 1 - group["beta"])
+        left, _, right = torch.linalg.svd(torch.lerp(grad, momentum, group["beta"]), full_matrices=False)
+        parameter.add_((left @ right).to(parameter.dtype), alpha=-group["lr"])
 
 
 class DenseShampoo(torch.optim.Optimizer):
@@ -81,7 +113,7 @@ class DenseShampoo(torch.optim.Optimizer):
         for side in sides:
             state[side].lerp_(grad @ grad.mT if side == "left" else grad.mT @ grad, 1 - group["rho"])
             factor = state[side] / (1 - group["rho"] ** state["step"])
-            root, state[f"{side}_vectors"] = _root(factor, -1 / (2 * len(sides)))
+            root = _root(factor, -1 / (2 * len(sides)))
             direction = root @ direction if side == "left" else direction @ root
         parameter.add_(direction.to(parameter.dtype), alpha=-group["lr"])
 
@@ -92,38 +124,39 @@ def _preconditioned(grad: Tensor, group: dict[str, Any]) -> list[tuple[str, int]
     return [(side, dim) for side, dim in dims.items() if chosen in ("auto", "both", side)]
 
 
-def _root(factor: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
-    """A power of a damped factor, and its eigenvectors, leading first."""
+def _root(factor: Tensor, exponent: float) -> Tensor:
+    """A power of a damped factor."""
     damped = factor + 1e-6 * factor.diagonal().mean() * torch.eye(len(factor), dtype=factor.dtype)
     values, vectors = torch.linalg.eigh(damped)
-    return (vectors * values**exponent) @ vectors.mT, vectors.flip(-1)
+    return (vectors * values**exponent) @ vectors.mT
 
 
 def candidates(ranks: Sequence[int], periods: Sequence[int] = (PERIOD,)) -> list[Candidate]:
-    """The references, the other optimizers, SCAO as it comes by period, and SCAO by rank and second moment."""
-    common: dict[str, Any] = {"lr": 1.0, "betas": BETAS, "weight_decay": 0.0}
+    """The references, the other optimizers, and SCAO: as it comes by period, by rank, and by rows of a block."""
+    common: dict[str, Any] = {"lr": RATE, "betas": BETAS, "weight_decay": 0.0}
     published: dict[str, Any] = {"warmup_steps": 10, "blend_steps": 0, "precond_freq": PERIOD, "rho": RHO, "k_max": 64}
 
-    def scao(period: int, **own: Any) -> Callable[[Groups], torch.optim.Optimizer]:
-        return lambda groups: SCAO(groups, **common, precond_freq=period, rho=RHO, **own)
+    def scao(**own: Any) -> Callable[[Groups], torch.optim.Optimizer]:
+        return lambda groups: SCAO(groups, **common, **own)
 
     def soap(period: int) -> Callable[[Groups], torch.optim.Optimizer]:
         return lambda groups: SOAP(groups, **common, shampoo_beta=RHO, precondition_frequency=period)
 
     return [
-        Candidate(ADAMW, lambda groups: torch.optim.AdamW(groups, **common, fused=True)),
+        Candidate(POLAR, lambda groups: PolarFactor(groups, RATE, BETAS[0])),
         Candidate(SOAP_EXACT, soap(1), 1),
-        Candidate(SHAMPOO, lambda groups: DenseShampoo(groups, 1.0, BETAS[0], RHO), 1),
+        Candidate(SHAMPOO, lambda groups: DenseShampoo(groups, RATE, BETAS[0], RHO), 1),
+        Candidate(ADAMW, lambda groups: torch.optim.AdamW(groups, **common, fused=True)),
         Candidate("SOAP", soap(PERIOD), PERIOD),
         Candidate("Muon", lambda groups: Muon(groups, **common)),
         Candidate("NorMuon-like", lambda groups: Muon(groups, **common, normalise_rows=True)),
         Candidate("SCAO as published", lambda groups: PublishedSCAO(groups, **common, **published), PERIOD),
-        *(Candidate("SCAO", scao(period), period, "default", "factored") for period in periods),
+        *(Candidate("SCAO", scao(precond_freq=period), period, DEFAULT, DEFAULT) for period in periods),
         *(
-            Candidate("SCAO", scao(PERIOD, second_moment=moment, k_exact=0, k_max=rank), PERIOD, name, moment)
-            for moment in ("factored", "elementwise")
-            for rank, name in ((*((rank, str(rank)) for rank in ranks), (1 << 16, "full")))
+            Candidate("SCAO", scao(k_exact=0, k_max=rank), PERIOD, name, DEFAULT)
+            for rank, name in ((*((rank, str(rank)) for rank in ranks), (EVERY_COLUMN, "full")))
         ),
+        *(Candidate("SCAO", scao(block_rows=rows), PERIOD, DEFAULT, str(rows)) for rows in BLOCK_ROWS),
     ]
 
 
@@ -132,10 +165,10 @@ class Measures(NamedTuple):
 
     Cosines with the references; `rms` of its entries at a learning rate of 1. Of its singular values σ:
     `effective_rank` is exp(entropy of σ²/Σσ²) over min(m, n), and `sigma_10`, `sigma_50` and `sigma_90` are quantiles
-    of σ over the largest. `top_share` is the share of ‖D‖² in the leading `TOP_RANK` eigenvectors of the exact factors,
-    on every side that gets a basis.
+    of σ over the largest.
     """
 
+    cosine_polar: float
     cosine_soap: float
     cosine_shampoo: float
     cosine_adamw: float
@@ -144,7 +177,6 @@ class Measures(NamedTuple):
     sigma_10: float
     sigma_50: float
     sigma_90: float
-    top_share: float
 
 
 class Cost(NamedTuple):
@@ -161,7 +193,7 @@ class DirectionRow(NamedTuple):
     layer: str
     optimizer: str
     rank: str
-    second_moment: str
+    block_rows: str
     period: int | None
     measures: Measures
     cost: Cost
@@ -185,7 +217,7 @@ class Replayed:
         started = time.process_time()
         self.optimizer.step()
         self.seconds.append(time.process_time() - started)
-        return -self.parameter.detach()
+        return self.parameter.detach() / -RATE
 
     def cost(self, burn_in: int) -> Cost:
         """Over the steps after the first `burn_in`."""
@@ -204,7 +236,7 @@ def direction_rows(layer: Layer, among: Sequence[Candidate], burn_in: int) -> It
 
     Args:
         layer: with its gradients.
-        among: candidates, the three references included.
+        among: candidates, all `REFERENCES` included.
         burn_in: steps, fewer than there are gradients.
 
     Raises:
@@ -219,45 +251,31 @@ def direction_rows(layer: Layer, among: Sequence[Candidate], burn_in: int) -> It
         directions = [each.direction(grad) for each in all_replayed]
         if step <= burn_in:
             continue
-        references = tuple(directions[named[name]] for name in (SOAP_EXACT, SHAMPOO, ADAMW))
-        judge = all_replayed[named[SHAMPOO]]
-        leading = leading_vectors(judge.optimizer.state[judge.parameter])
+        references = [directions[named[name]] for name in REFERENCES]
         for found, direction in zip(measured, directions, strict=True):
-            found.append(measure(direction, references, leading))
+            found.append(measure(direction, references))
     for each, found in zip(all_replayed, measured, strict=True):
         mean = Measures(*(statistics.fmean(column) for column in zip(*found, strict=True)))
         candidate = each.candidate
-        described = (candidate.name, candidate.rank, candidate.second_moment, candidate.period)
+        described = (candidate.name, candidate.rank, candidate.block_rows, candidate.period)
         yield DirectionRow(layer.name, *described, mean, each.cost(burn_in))
 
 
-def leading_vectors(state: dict[str, Any]) -> dict[str, Tensor]:
-    """By side, the leading eigenvectors (d, k) in float32 from the state of a `DenseShampoo`."""
-    return {
-        side: state[f"{side}_vectors"][:, :TOP_RANK].float() for side in ("left", "right") if f"{side}_vectors" in state
-    }
-
-
-def measure(direction: Tensor, references: Sequence[Tensor], leading: dict[str, Tensor]) -> Measures:
-    """Judge one direction (m, n) against SOAP's, Shampoo's and AdamW's.
+def measure(direction: Tensor, references: Sequence[Tensor]) -> Measures:
+    """Judge one direction (m, n).
 
     Args:
         direction: not zero.
-        references: in that order.
-        leading: see `leading_vectors`.
+        references: the directions of `REFERENCES`, in that order.
     """
-    soap, shampoo, adamw = (
+    polar, soap, shampoo, adamw = (
         float(F.cosine_similarity(direction.flatten(), each.flatten(), dim=0)) for each in references
     )
     sigma = singular_values(direction)
     weights = sigma.square() / sigma.square().sum()
-    inside = direction
-    if "left" in leading:
-        inside = leading["left"].mT @ inside
-    if "right" in leading:
-        inside = inside @ leading["right"]
     low, middle, high = (sigma.quantile(torch.tensor(QUANTILES, dtype=sigma.dtype)) / sigma.max()).tolist()
     return Measures(
+        cosine_polar=polar,
         cosine_soap=soap,
         cosine_shampoo=shampoo,
         cosine_adamw=adamw,
@@ -266,7 +284,6 @@ def measure(direction: Tensor, references: Sequence[Tensor], leading: dict[str, 
         sigma_10=low,
         sigma_50=middle,
         sigma_90=high,
-        top_share=float(inside.square().sum() / direction.square().sum()),
     )
 
 
@@ -280,7 +297,7 @@ def averaged(rows: Sequence[DirectionRow]) -> list[DirectionRow]:
     """The mean of each optimizer over the layers of these rows."""
     together: dict[tuple[str, str, str, int | None], list[DirectionRow]] = {}
     for row in rows:
-        together.setdefault((row.optimizer, row.rank, row.second_moment, row.period), []).append(row)
+        together.setdefault((row.optimizer, row.rank, row.block_rows, row.period), []).append(row)
     return [
         DirectionRow(
             "mean",

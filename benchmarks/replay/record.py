@@ -41,10 +41,19 @@ class Layer:
     gradients: Tensor
 
     @property
-    def sides(self) -> tuple[str, ...]:
-        """Which sides get a basis."""
-        sides = self.treatment.get("sides", "auto")
-        return ("left", "right") if sides in ("auto", "both") else (sides,)
+    def shape(self) -> tuple[int, int]:
+        _, rows, columns = self.gradients.shape
+        return rows, columns
+
+    @property
+    def side(self) -> str:
+        """The short one: "left" where there are no more rows than columns."""
+        return "left" if self.shape[0] <= self.shape[1] else "right"
+
+    @property
+    def short_first(self) -> Tensor:
+        """The gradients, turned so that their short side comes first."""
+        return self.gradients if self.side == "left" else self.gradients.mT.contiguous()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,28 +14,32 @@ from matplotlib.figure import Figure
 
 from benchmarks.optimizers import ADAPTERS
 from benchmarks.replay import directions, trackers
-from benchmarks.replay.directions import ADAMW, PERIOD, SHAMPOO, SOAP_EXACT, TOP_RANK, DirectionRow, Measures
+from benchmarks.replay.defaults import BETAS, DEFAULTS, PERIOD, tracked_rank
+from benchmarks.replay.directions import ADAMW, BLOCK_ROWS, DEFAULT, POLAR, SHAMPOO, SOAP_EXACT, DirectionRow, Measures
 from benchmarks.replay.record import Recording
-from benchmarks.replay.trackers import AT_REFRESH, EVERY_STEP, EXACT, SKETCH, Grid, Scores, TrackerRow
+from benchmarks.replay.trackers import EXACT, TURNED, Grid, Scores, TrackerRow
 from benchmarks.reporting.markdown import table
 from benchmarks.reporting.report import write_csv
-from scao_hf import SCAO
 from scao_hf.finetune.comparison import figures
 from scao_hf.finetune.comparison.study import Config
 
-DEFAULTS = {name: inspect.signature(SCAO).parameters[name].default for name in ("precond_freq", "rho")}
-RANK = 32
-"""Columns that SCAO tracks of a side up to 256; of a longer one 64."""
-AS_IT_COMES = ("SCAO", "default", "factored", PERIOD)
+BETA = BETAS[0]
+AS_IT_COMES = ("SCAO", DEFAULT, DEFAULT, PERIOD)
 TOLD: dict[str, tuple[str, str, str, int | None]] = {
     "AdamW": (ADAMW, "", "", None),
     "SCAO": AS_IT_COMES,
-    "SCAO with k full": ("SCAO", "full", "factored", PERIOD),
+    "SCAO with k full": ("SCAO", "full", DEFAULT, PERIOD),
     "SOAP": ("SOAP", "", "", PERIOD),
     "Muon": ("Muon", "", "", None),
     "dense Shampoo": (SHAMPOO, "", "", 1),
 }
-"""Which directions the page tells of: name, rank, second moment and period."""
+"""Which directions the page tells of: name, rank, rows of a block, and period."""
+JUDGES = {
+    "the polar factor": (POLAR, "cosine_polar"),
+    "SOAP refreshed every step": (SOAP_EXACT, "cosine_soap"),
+    "dense Shampoo": (SHAMPOO, "cosine_shampoo"),
+}
+"""By what the page calls a reference, its name among the candidates and the measure."""
 DIGITS = 4
 DOTS_PER_INCH = 100
 
@@ -67,33 +70,51 @@ class Findings:
     def config(self) -> Config:
         return self.recording.config
 
+    @cached_property
+    def ranks(self) -> dict[str, int]:
+        """By layer, the directions that SCAO tracks by default; of the layers that it whitens.
+
+        Means are over these: few rules treat an embedding as they treat a matrix.
+        """
+        tracked = {layer.name: tracked_rank(layer.shape, layer.treatment) for layer in self.recording.layers}
+        return {name: rank for name, rank in tracked.items() if rank}
+
     @property
-    def matrices(self) -> set[str]:
-        """The layers that means are over: an embedding is left out, since few rules treat it as they treat a matrix."""
-        layers = self.recording.layers
-        return {layer.name for layer in layers if layer.treatment["kind"] == "matrix"} or {each.name for each in layers}
+    def rank(self) -> int:
+        """The rank that the page tells of: the default, of the layers that track least."""
+        return min(self.ranks.values())
 
     @cached_property
     def mean_tracked(self) -> list[TrackerRow]:
-        return trackers.averaged([row for row in self.tracked if row.layer in self.matrices])
+        return trackers.averaged([row for row in self.tracked if row.layer in self.ranks])
 
     @cached_property
     def mean_turned(self) -> list[DirectionRow]:
-        return directions.averaged([row for row in self.turned if row.layer in self.matrices])
+        return directions.averaged([row for row in self.turned if row.layer in self.ranks])
 
-    def scores(self, tracker: str, statistics: str, rank: int, period: int, rho: float) -> Scores:
-        """Of one tracker, mean over the matrices and their sides."""
-        wanted = (tracker, statistics, rank, period, rho)
-        return next(row.scores for row in self.mean_tracked if row[2:7] == wanted)
-
-    def predictive(self, changed: Mapping[str, Any]) -> float:
-        """Of the sketch at SCAO's defaults but for a `rank`, `period` or `rho`."""
-        at = {"rank": RANK, "period": DEFAULTS["precond_freq"], "rho": DEFAULTS["rho"], **changed}
-        return self.scores(SKETCH, EVERY_STEP, **at).predictive
+    def scores(
+        self, tracker: str = TURNED, rank: int | None = None, period: int = PERIOD, beta: float = BETA
+    ) -> Scores:
+        """Of one tracker, mean over the layers; at SCAO's defaults where nothing is said."""
+        wanted = (tracker, rank or self.rank, period, beta)
+        return next(row.scores for row in self.mean_tracked if row[2:6] == wanted)
 
     def turn(self, *described: str | int | None) -> Measures:
-        """Of one optimizer, described as in `TOLD`, mean over the matrices."""
+        """Of one optimizer, described as in `TOLD`, mean over the layers."""
         return next(row.measures for row in self.mean_turned if row[1:5] == described)
+
+    def by_rank(self) -> dict[str, Measures]:
+        """SCAO refreshed at its default period, by directions tracked."""
+        ranks = [*map(str, self.grid.ranks), "full"]
+        return {rank: self.turn("SCAO", rank, DEFAULT, PERIOD) for rank in ranks}
+
+    def by_block_rows(self) -> dict[str, Measures]:
+        """SCAO at its default rank and period, by rows of a block."""
+        return {str(rows): self.turn("SCAO", DEFAULT, str(rows), PERIOD) for rows in BLOCK_ROWS}
+
+    def by_period(self) -> dict[str, Measures]:
+        """SCAO as it comes but for its period."""
+        return {str(period): self.turn("SCAO", DEFAULT, DEFAULT, period) for period in self.grid.periods}
 
 
 def write(findings: Findings, out: Path) -> None:
@@ -153,94 +174,99 @@ def _origin(findings: Findings) -> str:
         f"{task['size']}, seed {findings.config['seed']}, whose training loss went from {losses[0]:.2f} to "
         f"{losses[-1]:.2f} nats meanwhile, and replayed through trackers and optimizers. Nothing is trained on what "
         "they say: all see the same gradients. Each starts at the first of them and is judged after "
-        f"{findings.grid.burn_in}. Means are over {', '.join(name for name in layers if name in findings.matrices)}."
+        f"{findings.grid.burn_in}. Means are over {', '.join(findings.ranks)}."
     )
 
 
 def _tracking(findings: Findings) -> Iterator[str]:
-    period, rho, grid = DEFAULTS["precond_freq"], DEFAULTS["rho"], findings.grid
-    ours = findings.scores(SKETCH, EVERY_STEP, RANK, period, rho)
-    exact = findings.scores(EXACT, EVERY_STEP, RANK, period, rho)
-    sparse = findings.scores(SKETCH, AT_REFRESH, RANK, period, rho)
+    grid, ours, exact = findings.grid, findings.scores(), findings.scores(EXACT)
     yield (
-        f"**The sketch against the exact eigenbasis** (k {RANK}, refreshed every {period} steps, ρ {rho}). "
-        f"After a refresh the sketch holds {ours.mass:.3f} of the mass that k columns can hold of "
-        f"the exact average and, before the next one, {ours.stale_mass:.3f}; the exact basis then "
-        f"{exact.stale_mass:.3f}. Their spans overlap by {ours.overlap:.2f}. Of gradients not yet seen the sketch "
-        f"holds {ours.predictive:.3f} of what k columns could, chosen for each gradient; the exact basis "
-        f"{exact.predictive:.3f}."
+        f"**SCAO's subspace against the exact one** (k {findings.rank}, refreshed every {_steps(PERIOD)}, β₁ "
+        f"{BETA:g}). Just after a refresh it holds {ours.mass:.3f} of what k columns can hold of the look-ahead "
+        f"momentum and, just before the next, {ours.stale_mass:.3f}; the exact leading eigenvectors, taken as often, "
+        f"1 and {exact.stale_mass:.3f}. Over all the steps in which it is used, it holds {ours.used_mass:.3f}, they "
+        f"{exact.used_mass:.3f}. It overlaps with them by {ours.overlap:.2f} just after a refresh, and a refresh turns "
+        f"it by {ours.drift:.2f}, them by {exact.drift:.2f}."
     )
-    yield (
-        f"**Statistics** from the gradients of refresh steps alone, with the same memory in steps: "
-        f"{sparse.predictive:.3f} of gradients not yet seen instead of {ours.predictive:.3f}."
-    )
-    ranks = [(k, findings.scores(SKETCH, EVERY_STEP, k, period, rho)) for k in grid.ranks]
-    yield (
-        "**Rank.** Share of the energy of gradients not yet seen: "
-        + ", ".join(f"{scores.share:.2f} at k {k}" for k, scores in ranks)
-        + "."
-    )
-    yield f"**Period**, share of the best k columns: {_series('period', grid.periods, findings)}."
-    yield f"**ρ**, the same: {_series('rho', grid.rhos, findings)}."
-
-
-def _series(name: str, values: Sequence[float], findings: Findings) -> str:
-    return ", ".join(f"{findings.predictive({name: value}):.3f} at {value:g}" for value in values)
+    shares = [f"{findings.scores(rank=rank).share:.2f} at k {rank}" for rank in grid.ranks]
+    yield f"**Rank.** Share of the momentum's energy in the subspace, in use: {', '.join(shares)}."
+    held = [f"{findings.scores(period=period).used_mass:.3f} at {period}" for period in grid.periods]
+    yield f"**Period.** Share of the best k columns, in use: {', '.join(held)}."
+    held = [f"{findings.scores(beta=beta).used_mass:.3f} at {beta:g}" for beta in grid.betas]
+    yield f"**β₁**, the same: {', '.join(held)}."
 
 
 def _turning(findings: Findings) -> Iterator[str]:
     told = {name: findings.turn(*described) for name, described in TOLD.items()}
-    ranks = [*map(str, findings.grid.ranks), "full"]
-    by_period = [(period, findings.turn(*AS_IT_COMES[:3], period).cosine_soap) for period in findings.grid.periods]
-    yield (
-        f"**Directions.** The cosine with SOAP refreshed at every step is {told['AdamW'].cosine_soap:.2f} for AdamW, "
-        f"{told['Muon'].cosine_soap:.2f} for Muon, {told['dense Shampoo'].cosine_soap:.2f} for dense Shampoo and "
-        f"{told['SOAP'].cosine_soap:.2f} for SOAP refreshed every {PERIOD} steps. For SCAO, refreshed as often, it is "
-        f"{_cosines(ranks, 'factored', findings)} with the factored second moment and "
-        f"{_cosines(ranks, 'elementwise', findings)} with the elementwise one at k {', '.join(ranks)}. As SCAO comes, "
-        f"it is {', '.join(f'{cosine:.2f} refreshed every {_steps(period)}' for period, cosine in by_period)}."
-    )
+    for title, (judge, cosine) in JUDGES.items():
+        others = {name: getattr(each, cosine) for name, each in told.items() if TOLD[name][0] != judge}
+        yield f"**Cosine with {title}:** {', '.join(f'{value:.2f} for {name}' for name, value in others.items())}."
+    cosines = {
+        "k": findings.by_rank(),
+        "the rows of a block": findings.by_block_rows(),
+        "the period": findings.by_period(),
+    }
+    series = [f"by {name}, {_cosines(measured)}" for name, measured in cosines.items()]
+    yield f"**SCAO's cosine with the polar factor:** {'; '.join(series)}."
     yield (
         "**Flatness.** Effective rank of the update, as a share of the largest possible: "
-        + "; ".join(f"{name} {measures.effective_rank:.2f}" for name, measures in told.items())
-        + f". Share of the update's energy in the leading {TOP_RANK} exact eigenvectors of each side: "
-        + "; ".join(f"{name} {measures.top_share:.2f}" for name, measures in told.items())
-        + "."
+        + ", ".join(f"{each.effective_rank:.2f} for {name}" for name, each in told.items())
+        + f". Of SCAO by k, {_effective_ranks(findings.by_rank())}; by the rows of a block, "
+        + f"{_effective_ranks(findings.by_block_rows())}."
     )
 
 
-def _cosines(ranks: Sequence[str], second_moment: str, findings: Findings) -> str:
-    return ", ".join(f"{findings.turn('SCAO', rank, second_moment, PERIOD).cosine_soap:.2f}" for rank in ranks)
+def _cosines(measured: Mapping[str, Measures]) -> str:
+    return ", ".join(f"{each.cosine_polar:.2f} at {name}" for name, each in measured.items())
+
+
+def _effective_ranks(measured: Mapping[str, Measures]) -> str:
+    return ", ".join(f"{each.effective_rank:.2f} at {name}" for name, each in measured.items())
 
 
 def _defaults(findings: Findings) -> Iterator[str]:
-    grid, rows, gains = findings.grid, [], []
-    for argument, name, values, default in (
-        ("k_max", "rank", grid.ranks, RANK),
-        ("precond_freq", "period", grid.periods, DEFAULTS["precond_freq"]),
-        ("rho", "rho", grid.rhos, DEFAULTS["rho"]),
-    ):
-        held = {value: findings.predictive({name: value}) for value in values}
-        best, worst = max(held, key=held.__getitem__), min(held, key=held.__getitem__)
-        rows.append([f"`{argument}`", *(f"{held[value]:.3f} at {value:g}" for value in (default, best, worst))])
-        gains.append(f"{held[best] - held[default]:.3f} for `{argument}`")
-    yield "Share of the best k columns of gradients not yet seen, one setting changed at a time:"
-    yield table(["", "the default", "most in the grid", "least in the grid"], rows)
-    soap = findings.turn(*AS_IT_COMES).cosine_soap
-    rank_gain = findings.turn(*TOLD["SCAO with k full"]).cosine_soap - soap
-    period_gain = findings.turn(*AS_IT_COMES[:3], min(grid.periods)).cosine_soap - soap
+    grid, rank, come = findings.grid, findings.rank, findings.turn(*AS_IT_COMES).cosine_polar
+    held: list[tuple[str, Any, Mapping[Any, float]]] = [
+        ("k_max", rank, {rank: findings.scores(rank=rank).used_mass for rank in grid.ranks}),
+        ("precond_freq", PERIOD, {period: findings.scores(period=period).used_mass for period in grid.periods}),
+        ("betas[0]", BETA, {beta: findings.scores(beta=beta).used_mass for beta in grid.betas}),
+    ]
+    yield "Share that the subspace holds, in use, of what the best k columns could, one setting changed at a time:"
+    yield _standing([(name, (default, found[default]), found) for name, default, found in held])
+    turned = [
+        ("k_max", rank, findings.by_rank()),
+        ("precond_freq", PERIOD, findings.by_period()),
+        ("block_rows", DEFAULTS["block_rows"], findings.by_block_rows()),
+    ]
+    cosines = [(name, at, {value: each.cosine_polar for value, each in found.items()}) for name, at, found in turned]
+    yield "Cosine of SCAO's direction with the polar factor, likewise:"
+    yield _standing([(name, (default, come), found) for name, default, found in cosines])
+    gains = ", ".join(f"{max(found.values()) - come:.3f} for `{name}`" for name, _, found in cosines)
     yield (
-        f"From the default to the best of the grid this rises by {', '.join(gains)}; of `k_max` the default is {RANK} "
-        f"for sides up to 256 and 64 for longer ones, and the table takes {RANK} for all. The cosine with SOAP, "
-        f"{soap:.2f} as SCAO comes, rises by {rank_gain:.2f} with all columns and by {period_gain:.2f} with a refresh "
-        f"every {_steps(min(grid.periods))}."
+        f"From the default to the best of the grid the cosine rises by {gains}. The default of `k_max` depends on the "
+        f"side: here it is {_span(findings.ranks)}."
     )
     yield (
-        "This is a pointer and no more. More mass or a larger cosine is not a lower loss, and SOAP's direction is a "
-        "yardstick, not the best one. The gradients are those of one run of one small model; their spectrum changes "
-        "with the step, the batch and the optimizer that trains. What a default should be is for the studies that "
-        "train."
+        "This is a pointer and no more. More mass or a larger cosine is not a lower loss, and the polar factor is a "
+        "yardstick, not the best direction: SCAO whitens by damped triangular factors and then evens the columns, "
+        "which is another direction even where all columns are tracked. "
+        "The gradients are those of one run of one small model; their spectrum changes with the step, the batch and "
+        "the optimizer that trains. What a default should be is for the studies that train."
     )
+
+
+def _standing(rows: Sequence[tuple[str, tuple[Any, float], Mapping[Any, float]]]) -> str:
+    """Each setting's value at its default, and at the best and the least of its grid."""
+    cells = []
+    for name, default, found in rows:
+        best, worst = max(found, key=found.__getitem__), min(found, key=found.__getitem__)
+        shown = (default, (best, found[best]), (worst, found[worst]))
+        cells.append([f"`{name}`", *(f"{value:.3f} at {at}" for at, value in shown)])
+    return table(["", "the default", "most in the grid", "least in the grid"], cells)
+
+
+def _span(ranks: Mapping[str, int]) -> str:
+    return " or ".join(map(str, sorted(set(ranks.values()))))
 
 
 def _steps(period: int) -> str:
@@ -248,33 +274,36 @@ def _steps(period: int) -> str:
 
 
 def _layer_table(findings: Findings) -> str:
-    period, rho = DEFAULTS["precond_freq"], DEFAULTS["rho"]
-    chosen = [row for row in findings.tracked if (row.rank, row.period, row.rho) == (RANK, period, rho)]
-    exact = {(row.layer, row.side): row.scores for row in chosen if row.tracker == EXACT}
+    chosen = [row for row in findings.tracked if row[3:6] == (findings.rank, PERIOD, BETA)]
+    exact = {row.layer: row.scores for row in chosen if row.tracker == EXACT}
     rows = [
         [
             f"`{row.layer}`, {row.side}",
             *(f"{value:.3f}" for value in row.scores),
-            f"{exact[row.layer, row.side].predictive:.3f}",
-            f"{exact[row.layer, row.side].drift:.3f}",
+            *(f"{value:.3f}" for value in (exact[row.layer].stale_mass, exact[row.layer].used_mass)),
+            f"{exact[row.layer].drift:.3f}",
         ]
         for row in chosen
-        if (row.tracker, row.statistics) == (SKETCH, EVERY_STEP)
+        if row.tracker == TURNED
     ]
+    ours = [name.replace("_", " ") for name in Scores._fields]
     return (
-        f"The sketch at k {RANK}, period {period}, ρ {rho}; the last two columns are the exact eigenbasis's. `mass` "
-        "and `stale mass`: just after a refresh and just before the next, over the most that k columns can hold of "
-        "the exact average; `predictive`: the same of each gradient not yet seen, and `share` of its whole energy; "
-        "`overlap` with the exact span; `drift`, how far the span turns at a refresh. The embedding's vocabulary "
-        "gets no basis.\n\n"
-        + table(["", *(name.replace("_", " ") for name in Scores._fields), "exact: predictive", "exact: drift"], rows)
+        f"SCAO's subspace of the short side at k {findings.rank}, period {PERIOD}, β₁ {BETA:g}; the last three columns "
+        "are those of the exact leading eigenvectors, taken as often. `mass` and `stale mass`: just after a refresh "
+        "and just before the next, over the most that k columns can hold of the look-ahead momentum of that step; "
+        "`used mass`: the mean over the steps in which the subspace is used, and `share` there of the whole energy; "
+        "`overlap` with the exact span just after a refresh; `drift`, how far a refresh turns the span.\n\n"
+        + table(["", *ours, "exact: stale mass", "exact: used mass", "exact: drift"], rows)
     )
 
 
 def _direction_table(findings: Findings) -> Iterator[str]:
+    beta1, beta2 = BETAS
+    elsewhere = [layer.name for layer in findings.recording.layers if layer.name not in findings.ranks]
     yield (
-        f"All use β 0.95 and 0.95 and, where they average curvature, ρ {directions.RHO}. The embedding's vocabulary "
-        "gets no basis but in SCAO as published, and Muon takes AdamW's step there."
+        f"All use β {beta1:g} and {beta2:g} and, where they average curvature, ρ {directions.RHO:g}. SCAO, Muon and "
+        "the polar factor look ahead, the others do not."
+        + (f" SCAO and Muon take AdamW's step for {', '.join(elsewhere)}." if elsewhere else "")
     )
     yield _cosines_by_layer(findings)
     yield (
@@ -286,28 +315,29 @@ def _direction_table(findings: Findings) -> Iterator[str]:
     rows = [
         [
             _described(row),
-            *(f"{value:.2f}" for value in row.measures[:3]),
+            *(f"{value:.2f}" for value in row.measures[:4]),
             f"{row.measures.rms:.3f}",
-            *(f"{value:.2f}" for value in row.measures[4:]),
+            *(f"{value:.2f}" for value in row.measures[5:]),
             f"{row.cost.step_ms:.1f}",
             "–" if row.cost.refresh_ms is None else f"{row.cost.refresh_ms:.1f}",
             f"{row.cost.state_bytes / 1e6:.2f}",
         ]
         for row in findings.mean_turned
     ]
-    measures = ["cos SOAP", "cos Shampoo", "cos AdamW", "RMS", "eff. rank", "σ 10%", "σ 50%", "σ 90%"]
-    yield table(["", *measures, f"in top {TOP_RANK}", "ms", "ms, refresh", "state, MB"], rows)
+    measures = ["cos polar", "cos SOAP", "cos Shampoo", "cos AdamW", "RMS", "eff. rank", "σ 10%", "σ 50%", "σ 90%"]
+    yield table(["", *measures, "ms", "ms, refresh", "state, MB"], rows)
 
 
 def _cosines_by_layer(findings: Findings) -> str:
     layers = findings.config["recording"]["layers"]
-    found = {(row.layer, row[1:5]): row.measures.cosine_soap for row in findings.turned}
+    found = {(row.layer, row[1:5]): row.measures.cosine_polar for row in findings.turned}
     rows = [[name, *(f"{found[layer, described]:.2f}" for layer in layers)] for name, described in TOLD.items()]
-    return table([f"cosine with {SOAP_EXACT}", *(f"`{layer}`" for layer in layers)], rows)
+    return table(["cosine with the polar factor", *(f"`{layer}`" for layer in layers)], rows)
 
 
 def _described(row: DirectionRow) -> str:
-    parts = [f"k {row.rank}", row.second_moment] if row.rank else []
+    parts = [f"k {row.rank}"] if row.rank not in ("", DEFAULT) else []
+    parts += [f"blocks of {row.block_rows}"] if row.block_rows not in ("", DEFAULT) else []
     if row.period and row.optimizer in ("SCAO", "SOAP"):
         parts.append(f"every {row.period}")
     return f"{row.optimizer} ({', '.join(parts)})" if parts else row.optimizer
@@ -329,81 +359,78 @@ def drawn(findings: Findings) -> Iterator[tuple[str, Figure]]:
     """(file name, figure)."""
     with matplotlib.rc_context(figures.STYLE):
         yield "captured-mass", captured_mass(findings)
-        yield "cosine-to-soap", cosine_to_soap(findings)
-        yield "rho-by-period", rho_by_period(findings)
+        yield "cosine-to-polar", cosine_to_polar(findings)
+        yield "beta-by-period", beta_by_period(findings)
 
 
 def captured_mass(findings: Findings) -> Figure:
-    """By rank, a line a period: of the average when the basis is oldest, and of the gradients not yet seen."""
+    """By rank, a line a period: just before a refresh, and over all the steps in use."""
     figure, panels = _panels("captured-mass", 2)
-    grid, rho = findings.grid, DEFAULTS["rho"]
-    for axes, name, title in zip(
-        panels,
-        ("stale_mass", "predictive"),
-        ("of the exact average, before a refresh", "of gradients not yet seen"),
-        strict=True,
-    ):
+    grid = findings.grid
+    titles = {"stale_mass": "just before a refresh", "used_mass": "over the steps in use"}
+    for axes, (name, title) in zip(panels, titles.items(), strict=True):
         for place, period in enumerate(grid.periods):
-            for tracker, line in ((SKETCH, "-"), (EXACT, ":")):
-                heights = [
-                    getattr(findings.scores(tracker, EVERY_STEP, rank, period, rho), name) for rank in grid.ranks
-                ]
-                label = _steps(period) if tracker == SKETCH else None
+            for tracker, line in ((TURNED, "-"), (EXACT, ":")):
+                heights = [getattr(findings.scores(tracker, rank, period), name) for rank in grid.ranks]
+                label = _steps(period) if tracker == TURNED else None
                 look: dict[str, Any] = {"color": figures.COLOURS[place], "marker": figures.MARKERS[place]}
                 axes.plot(grid.ranks, heights, line, label=label, markersize=5, **look)
-        _by_rank(axes, grid.ranks, [str(rank) for rank in grid.ranks])
+        _powers(axes, grid.ranks, [str(rank) for rank in grid.ranks])
+        axes.set_xlabel("directions tracked, k")
         axes.set_title(title, fontsize=11)
-    panels[0].set_ylabel(f"share of the best k columns (ρ {rho})")
-    panels[0].plot([], [], ":", color=figures.GREY, label="exact eigenbasis")
-    panels[0].legend(title="refreshed every", fontsize=9, title_fontsize=9)
+    panels[0].set_ylabel(f"share of the best k columns (β₁ {BETA:g})")
+    panels[0].plot([], [], ":", color=figures.GREY, label="exact eigenvectors")
+    panels[1].legend(*panels[0].get_legend_handles_labels(), title="refreshed every", fontsize=9, title_fontsize=9)
     return figure
 
 
-def cosine_to_soap(findings: Findings) -> Figure:
-    """SCAO by rank, and where the others are."""
-    figure, (axes,) = _panels("cosine-to-soap", 1)
-    ranks = [*map(str, findings.grid.ranks), "full"]
-    places = [*findings.grid.ranks, 2 * findings.grid.ranks[-1]]
-    for place, moment in enumerate(("factored", "elementwise")):
-        heights = [findings.turn("SCAO", rank, moment, PERIOD).cosine_soap for rank in ranks]
-        look: dict[str, Any] = {"color": figures.COLOURS[place], "marker": figures.MARKERS[place]}
-        axes.plot(places, heights, label=f"SCAO, {moment} second moment", **look)
-    for place, name in enumerate(("AdamW", "Muon", "dense Shampoo", "SOAP"), 2):
-        height = findings.turn(*TOLD[name]).cosine_soap
-        axes.axhline(height, color=figures.COLOURS[place], linestyle="--", linewidth=1.2, label=name)
-    _by_rank(axes, places, ranks)
-    axes.set_ylabel(f"cosine with {SOAP_EXACT}", fontsize=10)
-    axes.set_ylim(0, 1)
-    axes.legend(fontsize=9, ncols=2, loc="lower right")
+def cosine_to_polar(findings: Findings) -> Figure:
+    """SCAO by rank, by rows of a block and by period, and where the others are."""
+    figure, panels = _panels("cosine-to-polar", 3)
+    by_name = {
+        "directions tracked, k": findings.by_rank(),
+        "rows of a block": findings.by_block_rows(),
+        "steps between refreshes": findings.by_period(),
+    }
+    come = findings.turn(*AS_IT_COMES).cosine_polar
+    for axes, (name, measured) in zip(panels, by_name.items(), strict=True):
+        heights = [each.cosine_polar for each in measured.values()]
+        axes.plot(range(len(heights)), heights, label="SCAO", color=figures.COLOURS[0], marker=figures.MARKERS[0])
+        axes.axhline(come, color=figures.COLOURS[0], linestyle=":", linewidth=1.2, label="SCAO as it comes")
+        for place, other in enumerate(("AdamW", "Muon", "dense Shampoo", "SOAP"), 1):
+            height = findings.turn(*TOLD[other]).cosine_polar
+            axes.axhline(height, color=figures.COLOURS[place], linestyle="--", linewidth=1.2, label=other)
+        axes.set_xticks(range(len(heights)), list(measured))
+        axes.set_xlabel(name)
+        axes.set_ylim(0, 1)
+    panels[0].set_ylabel("cosine with the polar factor")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=9)
     return figure
 
 
-def rho_by_period(findings: Findings) -> Figure:
-    """Share of the best k columns of gradients not yet seen, with statistics from every step and from refreshes."""
-    figure, panels = _panels("rho-by-period", 2)
+def beta_by_period(findings: Findings) -> Figure:
+    """Share of the best k columns over the steps in use, of SCAO's subspace and of the exact one."""
+    figure, panels = _panels("beta-by-period", 2)
     grid = findings.grid
     found = {
-        (row.statistics, row.rho, row.period): row.scores.predictive
+        (row.tracker, row.beta, row.period): row.scores.used_mass
         for row in findings.mean_tracked
-        if row.tracker == SKETCH and row.rank == RANK
+        if row.rank == findings.rank
     }
     low, high = min(found.values()), max(found.values())
-    for axes, statistics in zip(panels, (EVERY_STEP, AT_REFRESH), strict=True):
-        shown = [[found.get((statistics, rho, period), float("nan")) for period in grid.periods] for rho in grid.rhos]
+    for axes, tracker in zip(panels, (TURNED, EXACT), strict=True):
+        shown = [[found[tracker, beta, period] for period in grid.periods] for beta in grid.betas]
         axes.imshow(shown, cmap="Blues", vmin=low - 0.3 * (high - low), vmax=high, aspect="auto")
         for i, row in enumerate(shown):
             for j, value in enumerate(row):
-                dark = value > (low + high) / 2
-                text = f"{value:.3f}" if value == value else "as left"
-                axes.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
+                colour = "white" if value > (low + high) / 2 else "black"
+                axes.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=9, color=colour)
         axes.set_xticks(range(len(grid.periods)), [str(period) for period in grid.periods])
-        axes.set_yticks(range(len(grid.rhos)), [f"{rho:g}" for rho in grid.rhos])
+        axes.set_yticks(range(len(grid.betas)), [f"{beta:g}" for beta in grid.betas])
         axes.set_xlabel("steps between refreshes")
-        axes.set_title(
-            f"statistics {'of' if statistics == EVERY_STEP else ''} {statistics}".replace("  ", " "), fontsize=11
-        )
+        axes.set_title("SCAO's subspace" if tracker == TURNED else "exact eigenvectors", fontsize=11)
         axes.grid(visible=False)
-    panels[0].set_ylabel(f"ρ per step (k {RANK})")
+    panels[0].set_ylabel(f"β₁ (k {findings.rank})")
     return figure
 
 
@@ -414,8 +441,7 @@ def _panels(name: str, count: int) -> tuple[Figure, list[Axes]]:
     return figure, list(drawn[0])
 
 
-def _by_rank(axes: Axes, places: Sequence[int], names: Sequence[str]) -> None:
+def _powers(axes: Axes, places: Sequence[int], names: Sequence[str]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(places, names)
     axes.minorticks_off()
-    axes.set_xlabel("columns k per side")

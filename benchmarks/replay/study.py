@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from benchmarks.environment import environment
 from benchmarks.replay import directions, trackers
-from benchmarks.replay.record import record, recording_configuration
+from benchmarks.replay.defaults import tracked_rank
+from benchmarks.replay.record import record, recording_configuration, treatments
 from benchmarks.replay.report import Findings, write
 from benchmarks.replay.trackers import Grid
 from benchmarks.reporting.markdown import RESULTS
 from benchmarks.suite import Machine, make_task
 
 BLOCK = "blocks.1"
-LAYERS = (f"{BLOCK}.query_key_value", f"{BLOCK}.projection", f"{BLOCK}.up", f"{BLOCK}.down", "tokens")
+LAYERS = (f"{BLOCK}.query_key_value", f"{BLOCK}.projection", f"{BLOCK}.up", f"{BLOCK}.down")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Plan:
         size: of the model.
         optimizer: a key of `ADAPTERS`.
         seed: of initialisation and data order.
-        grid: of the trackers; its ranks and its burn-in are the directions' as well.
+        grid: of the trackers; its ranks, periods and burn-in are the directions' as well. The ranks that SCAO tracks
+            by default are added to it.
     """
 
     steps: int = 300
@@ -44,7 +47,7 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = Plan(steps=60, window=50, grid=Grid((8, 32), (5, 10), (0.9, 0.95, 0.99), burn_in=20))
+QUICK = Plan(steps=60, window=50, grid=Grid((8, 32), (5, 10), (0.9, 0.95), burn_in=20))
 
 
 def command(plan: Plan, base: Plan, local: bool) -> str:
@@ -65,6 +68,19 @@ def command(plan: Plan, base: Plan, local: bool) -> str:
     )
 
 
+def default_ranks(model: nn.Module, layers: Sequence[str]) -> set[int]:
+    """How many directions SCAO tracks by default of these layers.
+
+    Raises:
+        ValueError: of none of them any.
+    """
+    found = treatments(model)
+    ranks = {tracked_rank(model.get_parameter(f"{name}.weight").shape, found[name]) for name in layers} - {0}
+    if not ranks:
+        raise ValueError(f"layers must name one that SCAO whitens, got {', '.join(layers)}, where it is AdamW")
+    return ranks
+
+
 def replay(machine: Machine, plan: Plan, out: Path, command: str, tell: Callable[[str], None]) -> Findings:
     """Write `trackers.csv`, `directions.csv`, `summary.md` and figures.
 
@@ -76,25 +92,27 @@ def replay(machine: Machine, plan: Plan, out: Path, command: str, tell: Callable
         tell: is told what is going on, a line at a time.
 
     Raises:
-        ValueError: the plan does not fit the model, or the window the grid.
+        ValueError: the plan does not fit the model, or the window the grid; SCAO whitens no layer of it.
     """
     plan.grid.starts(plan.window)
     torch.set_num_threads(1)
     config = recording_configuration(
         machine, plan.size, plan.optimizer, plan.seed, plan.steps, plan.window, plan.layers
     )
+    ranks = default_ranks(make_task(machine, config["task"]).model(plan.seed), plan.layers)
+    grid = replace(plan.grid, ranks=sorted({*plan.grid.ranks, *ranks}))
     tell(f"gradients of steps {plan.steps - plan.window + 1} to {plan.steps}")
     recording = record(machine, config, machine.cache)
-    among = directions.candidates(plan.grid.ranks, plan.grid.periods)
+    among = directions.candidates(grid.ranks, grid.periods)
     tracked: list[trackers.TrackerRow] = []
     turned: list[directions.DirectionRow] = []
     for layer in recording.layers:
         tell(f"{layer.name}: trackers")
-        tracked += trackers.tracker_rows(layer, plan.grid)
+        tracked += trackers.tracker_rows(layer, grid)
         tell(f"{layer.name}: directions")
-        turned += directions.direction_rows(layer, among, plan.grid.burn_in)
+        turned += directions.direction_rows(layer, among, grid.burn_in)
     made_with = environment(torch.device(machine.device))
     text = make_task(machine, config["task"]).text.origin
-    findings = Findings(recording, plan.grid, tracked, turned, made_with, text, command)
+    findings = Findings(recording, grid, tracked, turned, made_with, text, command)
     write(findings, out)
     return findings

@@ -1,29 +1,22 @@
-"""How well a basis follows the gradients: the product's power sketch against the exact eigenbasis."""
+"""How well a subspace follows the momentum: SCAO's own tracking against the exact leading eigenvectors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from benchmarks.replay.defaults import DEFAULTS, tracked_rank
 from benchmarks.replay.record import Layer
-from scao_hf.numerics.eigenbasis import (
-    Eigenbasis,
-    Sketch,
-    eigh_descending,
-    initial_sketch,
-    rayleigh_quotients,
-    refresh_sketch,
-    update_sketch,
-)
+from scao_hf.numerics.eigenbasis import Eigenbasis, eigh_descending, rayleigh_quotients
+from scao_hf.numerics.whitening import initial_subspace, turn_subspace, whiten
 from scao_hf.optim.schedule import early_refresh_due, refresh_due
 
-EXACT, SKETCH = "exact", "sketch"
-EVERY_STEP, AT_REFRESH = "every step", "at refresh"
+EXACT, TURNED = "exact", "turned"
 
 
 @dataclass(frozen=True)
@@ -31,15 +24,15 @@ class Grid:
     """What is compared.
 
     Args:
-        ranks: columns k of the basis.
+        ranks: columns k of the subspace.
         periods: steps between refreshes.
-        rhos: decays of the statistics per step.
+        betas: decays β₁ of the momentum per step.
         burn_in: steps before the first interval that is judged.
     """
 
     ranks: Sequence[int] = (4, 8, 16, 32, 64)
     periods: Sequence[int] = (1, 5, 10, 20)
-    rhos: Sequence[float] = (0.9, 0.95, 0.98, 0.99, 0.999)
+    betas: Sequence[float] = (0.8, 0.9, 0.95)
     burn_in: int = 60
 
     def starts(self, steps: int) -> range:
@@ -57,175 +50,144 @@ class Grid:
 
 
 class Scores(NamedTuple):
-    """Of a basis U from a refresh at step t, in use for the gradients t+1 … t+p; means over intervals.
+    """Of a subspace U from a refresh at step t, in use in the steps t+1 … t+p; means over intervals.
 
-    `mass` is tr(Uᵀ A_t U) over the most that k columns could hold, `stale_mass` the same against A_{t+p}, with A the
-    exact average at the tracker's own ρ. `predictive` is ‖Uᵀ G‖² over the most that k columns could hold of that
-    gradient, `share` over ‖G‖², both for gradients that U has not seen. `overlap` is ‖Uᵀ U*‖² / k with the leading
-    eigenvectors U* of A_t, and `drift` is 1 − ‖Uᵀ U'‖² / k with the basis U' of the next refresh.
+    Against the look-ahead momentum X of a step, the most that k columns could hold of ‖X‖² being the sum of its k
+    largest eigenvalues: `mass` is ‖Uᵀ X_t‖² over that most, just after the refresh; `stale_mass` the same at t+p, just
+    before the next; `used_mass` its mean over all steps in use, and `share` the mean there of ‖Uᵀ X‖² / ‖X‖².
+    `overlap` is ‖Uᵀ U*‖² / k with the leading eigenvectors U* of X_t X_tᵀ, and `drift` is 1 − ‖Uᵀ U'‖² / k with the
+    subspace U' of the next refresh.
     """
 
     mass: float
     stale_mass: float
-    predictive: float
+    used_mass: float
     share: float
     overlap: float
     drift: float
 
 
 class TrackerRow(NamedTuple):
-    """One tracker on one side of one layer, or the mean over several."""
+    """One tracker on the short side of one layer, or the mean over several."""
 
     layer: str
     side: str
     tracker: str
-    statistics: str
     rank: int
     period: int
-    rho: float
+    beta: float
     scores: Scores
 
 
 class Exact(NamedTuple):
-    """The exact average E[G Gᵀ] (d, d) at some step, and its eigenbasis."""
+    """Of every step, in float64: `gram` X Xᵀ (steps, m, m), and its eigenbasis (steps, m, m), largest first."""
 
-    average: Tensor
+    gram: Tensor
     basis: Eigenbasis
 
 
-Bases = Mapping[int, Tensor]
-"""By step, the vectors (d, k) in use after it."""
+Bases = Sequence[Tensor]
+"""The vectors (m, k) in use after each step."""
 
 
 def tracker_rows(layer: Layer, grid: Grid) -> Iterator[TrackerRow]:
-    """Every tracker of the grid, on each side of a layer that gets a basis and is at least as long as the rank."""
-    for side in layer.sides:
-        gradients = layer.gradients if side == "left" else layer.gradients.mT.contiguous()
-        yield from _side_rows(layer.name, side, gradients, grid)
-
-
-def _side_rows(name: str, side: str, gradients: Tensor, grid: Grid) -> Iterator[TrackerRow]:
+    """Every tracker of the grid on the short side of a layer that is at least as long as the rank; none for AdamW's."""
+    if not tracked_rank(layer.shape, layer.treatment):
+        return
+    gradients = layer.short_first
     starts = grid.starts(len(gradients))
-    moments = {start + age for start in starts for age in (0, *grid.periods)}
-    ceilings = best_masses(gradients)
     ranks = [rank for rank in grid.ranks if rank <= gradients.shape[1]]
-    for rho in grid.rhos:
-        exact = exact_averages(gradients, rho, moments)
+    for beta in grid.betas:
+        aheads = lookahead(gradients, beta)
+        exact = exact_spectra(aheads)
         for rank in ranks:
-            ceiling = ceilings[:, min(rank, ceilings.shape[1]) - 1]
+            leading = list(exact.basis.vectors[..., :rank])
             for period in grid.periods:
-                for tracker, statistics, bases in _trackers(gradients, exact, rank, rho, period):
-                    scores = score(bases, period, starts, exact, gradients, ceiling)
-                    yield TrackerRow(name, side, tracker, statistics, rank, period, rho, scores)
+                for tracker, bases in ((EXACT, leading), (TURNED, turned_bases(aheads, rank, period))):
+                    scores = score(bases, period, starts, exact)
+                    yield TrackerRow(layer.name, layer.side, tracker, rank, period, beta, scores)
 
 
-def _trackers(
-    gradients: Tensor, exact: Mapping[int, Exact], rank: int, rho: float, period: int
-) -> Iterator[tuple[str, str, Bases]]:
-    leading = {step: known.basis.vectors[:, :rank] for step, known in exact.items()}
-    yield EXACT, EVERY_STEP, leading
-    yield SKETCH, EVERY_STEP, sketch_bases(gradients, rank, rho, period, exact.keys())
-    if period > 1:
-        yield SKETCH, AT_REFRESH, sketch_bases(gradients, rank, rho, period, exact.keys(), sparse=True)
+def lookahead(gradients: Tensor, beta: float) -> Tensor:
+    """The momentum of a stream as `SCAO` sees it in each step.
 
-
-def best_masses(gradients: Tensor) -> Tensor:
-    """(steps, min(m, n)): column k − 1 is the most of ‖G‖² that k columns can hold, the k largest σ² of G."""
-    return torch.linalg.svdvals(gradients).square().cumsum(-1)
-
-
-def exact_averages(gradients: Tensor, rho: float, moments: Collection[int]) -> dict[int, Exact]:
-    """Average G Gᵀ densely and decompose it at the given steps.
-
-        A <- ρ A + (1 − ρ) G Gᵀ
+        M <- β M + (1 − β) G,   X = β M + (1 − β) G
 
     Args:
-        gradients: (steps, d, n), float32.
-        rho: decay per step.
-        moments: steps, from 1.
+        gradients: (steps, m, n), float32.
+        beta: β₁, decay per step.
+
+    Returns:
+        (steps, m, n), new.
     """
-    average = torch.zeros(gradients.shape[1], gradients.shape[1])
-    known = {}
-    for step, grad in enumerate(gradients, 1):
-        average = torch.lerp(average, grad @ grad.mT, 1 - rho)
-        if step in moments:
-            basis, failed = eigh_descending(average)
-            assert not failed, f"the average at step {step} could not be decomposed"
-            known[step] = Exact(average, basis)
-    return known
+    momentum, aheads = torch.zeros_like(gradients[0]), torch.empty_like(gradients)
+    for ahead, grad in zip(aheads, gradients, strict=True):
+        momentum.lerp_(grad, 1 - beta)
+        torch.lerp(grad, momentum, beta, out=ahead)
+    return aheads
 
 
-def sketch_bases(
-    gradients: Tensor, rank: int, rho: float, period: int, moments: Collection[int], *, sparse: bool = False
-) -> dict[int, Tensor]:
-    """Track the column space of a stream as `SCAO` does, and keep the vectors at the given steps.
+def exact_spectra(aheads: Tensor) -> Exact:
+    """X Xᵀ of every step, decomposed; `aheads` is X (steps, m, n)."""
+    gram = torch.stack([ahead @ ahead.mT for ahead in aheads.double()])
+    basis, failed = eigh_descending(gram)
+    assert not failed.any(), f"steps that could not be decomposed: {failed.nonzero().flatten().tolist()}"
+    return Exact(gram, basis)
+
+
+def turned_bases(aheads: Tensor, rank: int, period: int) -> list[Tensor]:
+    """Track the column space of a stream as `SCAO` does, with the damping and the blocks that are its defaults.
 
     Args:
-        gradients: (steps, d, n), float32.
+        aheads: X (steps, m, n), float32, m ≤ n.
         rank: columns.
-        rho: decay per step.
         period: steps between refreshes; those that `SCAO` makes early are made.
-        moments: steps, from 1, after whose refresh, if any, the vectors are kept.
-        sparse: fold in only the gradients of refresh steps, with ρ^period for the same memory in steps.
     """
-    decay = rho**period if sparse else rho
-    sketch = initial_sketch(gradients[0], rank, 1 - decay)
-    kept = {}
-    for step, grad in enumerate(gradients, 1):
-        due = refresh_due(step, period) or early_refresh_due(step, period)
-        if step > 1 and (due or not sparse):
-            update_sketch(sketch.product, grad, sketch.vectors.mT @ grad, decay)
-        if due:
-            sketch = refresh_sketch(Sketch(*sketch))[0]
-        if step in moments:
-            kept[step] = sketch.vectors
-    return kept
+    active = torch.tensor([rank])
+    vectors, bases = initial_subspace(aheads[:1], rank), []
+    for step, ahead in enumerate(aheads.split(1), 1):
+        if refresh_due(step, period) or early_refresh_due(step, period):
+            # A copy, since whitening overwrites its matrix.
+            whitened = whiten(ahead.clone(), vectors, active, DEFAULTS["block_rows"], DEFAULTS["damping"])
+            vectors, failed = turn_subspace(vectors, whitened.image)
+            assert not failed, f"the subspace at step {step} is not finite"
+        bases.append(vectors[0])
+    return bases
 
 
-def score(
-    bases: Bases,
-    period: int,
-    starts: Collection[int],
-    exact: Mapping[int, Exact],
-    gradients: Tensor,
-    ceiling: Tensor,
-) -> Scores:
+def score(bases: Bases, period: int, starts: Collection[int], exact: Exact) -> Scores:
     """Judge a tracker over the intervals that begin at `starts`.
 
     Args:
-        bases: at least at every start and `period` steps later.
+        bases: of every step.
         period: steps an interval.
-        starts: steps of the refreshes that begin them.
-        exact: at the same steps.
-        gradients: (steps, d, n).
-        ceiling: (steps,), the most of each gradient's energy that so many columns can hold.
+        starts: steps, from 1, of the refreshes that begin them.
+        exact: of every step.
     """
+    rank = bases[0].shape[1]
+    most, whole = exact.basis.values[:, :rank].sum(-1), exact.basis.values.sum(-1)
     intervals = []
     for start in starts:
-        vectors, end = bases[start], start + period
-        unseen = gradients[start:end]
-        held = (vectors.mT @ unseen).square().sum((-2, -1))
+        # From the refresh itself to the last step in use.
+        vectors, span = bases[start - 1], slice(start - 1, start + period)
+        held = rayleigh_quotients(exact.gram[span], vectors.double()).sum(-1)
+        masses, shares = (held / most[span]).tolist(), (held / whole[span]).tolist()
         intervals.append(
             Scores(
-                mass=_mass(vectors, exact[start]),
-                stale_mass=_mass(vectors, exact[end]),
-                predictive=float((held / ceiling[start:end]).mean()),
-                share=float((held / unseen.square().sum((-2, -1))).mean()),
-                overlap=overlap(vectors, exact[start].basis.vectors[:, : vectors.shape[1]]),
-                drift=1 - overlap(vectors, bases[end]),
+                mass=masses[0],
+                stale_mass=masses[-1],
+                used_mass=sum(masses[1:]) / period,
+                share=sum(shares[1:]) / period,
+                overlap=overlap(vectors, exact.basis.vectors[start - 1, :, :rank]),
+                drift=1 - overlap(vectors, bases[start + period - 1]),
             )
         )
     return mean_scores(intervals)
 
 
-def _mass(vectors: Tensor, exact: Exact) -> float:
-    best = exact.basis.values[: vectors.shape[1]].sum()
-    return float(rayleigh_quotients(exact.average, vectors).sum() / best)
-
-
 def overlap(vectors: Tensor, others: Tensor) -> float:
-    """‖Uᵀ V‖² / k of two orthonormal bases (d, k): 1 for the same span, 0 for orthogonal ones."""
-    return float((vectors.mT @ others).square().sum() / vectors.shape[1])
+    """‖Uᵀ V‖² / k of two orthonormal bases (m, k): 1 for the same span, 0 for orthogonal ones."""
+    return float((vectors.double().mT @ others.double()).square().sum() / vectors.shape[1])
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
@@ -233,9 +195,8 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
 
 
 def averaged(rows: Sequence[TrackerRow]) -> list[TrackerRow]:
-    """The mean of each tracker over the sides of these rows that hold its rank."""
-    together: dict[tuple[str, str, int, int, float], list[Scores]] = {}
+    """The mean of each tracker over the layers of these rows that hold its rank."""
+    together: dict[tuple[str, int, int, float], list[Scores]] = {}
     for row in rows:
-        key = (row.tracker, row.statistics, row.rank, row.period, row.rho)
-        together.setdefault(key, []).append(row.scores)
-    return [TrackerRow("mean", "all", *key, mean_scores(scores)) for key, scores in together.items()]
+        together.setdefault((row.tracker, row.rank, row.period, row.beta), []).append(row.scores)
+    return [TrackerRow("mean", "short", *key, mean_scores(scores)) for key, scores in together.items()]

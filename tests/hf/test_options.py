@@ -80,8 +80,8 @@ def test_a_misspelt_option_names_its_neighbour_and_the_list() -> None:
 
 
 def test_an_option_of_a_sibling_is_refused() -> None:
-    with pytest.raises(OptionError, match="scao has no option tau"):
-        resolve_options("scao", "tau=1")
+    with pytest.raises(OptionError, match="scao has no option rho"):
+        resolve_options("scao", "rho=0.9")
 
 
 @pytest.mark.parametrize(

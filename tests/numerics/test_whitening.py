@@ -306,11 +306,22 @@ def test_a_first_subspace_does_not_depend_on_the_scale(scale: float) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_a_matrix_without_information_starts_from_unit_vectors(value: float) -> None:
+def test_a_matrix_without_information_starts_from_a_subspace_that_meets_every_direction(value: float) -> None:
     matrix = torch.stack([torch.full((6, 5), value), random_matrix(6, 5)])
     vectors = initial_subspace(matrix, 3)
-    assert torch.equal(vectors[0].abs(), torch.eye(6)[:, :3])
+    assert_orthonormal(vectors[0])
+    # Unit vectors would never see a gradient whose first rows are zero.
+    assert torch.linalg.vector_norm(vectors[0], dim=1).min() > 0.1
     assert_close(vectors[1], initial_subspace(matrix[1], 3).double())
+
+
+def test_a_zero_image_leaves_the_subspace_as_it_is_and_is_no_failure() -> None:
+    vectors = random_frame(2, dim=6, rank=3)
+    image = torch.stack([torch.zeros(6, 3), random_matrix(6, 3)])
+    turned, failed = turn_subspace(vectors, image)
+    assert torch.equal(turned[0], vectors[0])
+    assert not torch.equal(turned[1], vectors[1])
+    assert not failed.any()
 
 
 def test_a_first_subspace_is_the_same_whatever_was_drawn_before() -> None:

@@ -25,7 +25,7 @@ from scao_hf.optim.published import PublishedSCAO
 from scao_hf.optim.scao import SCAO
 from scao_hf.optim.soap import SOAP
 
-SHARE = 0.4
+SHARE = 0.8
 """c of the docstring, for a square matrix."""
 
 
