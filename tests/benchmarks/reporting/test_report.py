@@ -29,7 +29,7 @@ from scao_hf.finetune.comparison.runs import Setting
 
 ROOT = Path(__file__).resolve().parents[3]
 LARGEST_FIGURE = 150_000
-LOSSES = valley({"adamw": 4e-3, "scao": 8e-3, "muon": 2e-2}, {"adamw": 2.0, "scao": 1.6, "muon": 1.7})
+LOSSES = valley({"adamw": 4e-3, "scao": 4e-3, "muon": 2e-2}, {"adamw": 2.0, "scao": 1.6, "muon": 1.7})
 OURS = study("adamw", "scao", "muon")
 
 
@@ -145,7 +145,7 @@ def test_the_loss_table_tells_who_is_lower(out: Path) -> None:
 
 def test_a_difference_whose_interval_covers_zero_is_no_verdict(tmp_path: Path) -> None:
     def losses(optimizer: str, setting: Setting, seed: int) -> float:
-        return LOSSES("adamw", {"lr": setting["lr"] / (2 if optimizer == "scao" else 1)}, seed) + (
+        return LOSSES("adamw", {"lr": setting["lr"]}, seed) + (
             0.1 * (-1) ** seed if optimizer == "scao" and seed > 1 else 0
         )
 
@@ -286,7 +286,7 @@ def test_the_rate_figure_has_every_trial_of_the_search(out: Path) -> None:
     found = recorded("invented", OURS, out / "invented")
     axes = dict(drawn(found, summarise(found)))["loss_by_rate"].axes[0]
     lines = {line.get_label(): line for line in axes.get_lines() if not str(line.get_label()).startswith("_")}
-    assert list(lines["SCAO"].get_xdata()) == [4e-3, 8e-3, 1.6e-2]
+    assert list(lines["SCAO"].get_xdata()) == [2e-3, 4e-3, 8e-3]
     dots = [offset for part in axes.collections for offset in part.get_offsets()]
     assert len(dots) == 3  # the fourth trial of each tried another coordinate
 

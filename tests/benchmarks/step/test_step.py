@@ -36,7 +36,6 @@ from benchmarks.step.measure import (
     without_adam_phase,
 )
 from benchmarks.step.report import page, write_step
-from scao_hf import SCAO
 
 CPU = torch.device("cpu")
 
@@ -140,37 +139,6 @@ def test_without_the_embedding_only_layers_count() -> None:
 
 
 # Bytes
-
-
-def scao_bytes(m: int, n: int, left: int, right: int) -> int:
-    """The formula of SCAO's docstring, factored; a side without a basis has rank 0."""
-
-    def side(dim: int, rank: int) -> int:
-        return 4 * (2 * dim * rank + rank**2 + 1) + 8 if rank else 0
-
-    return 4 * (m * n + m + n + 1) + side(m, left) + side(n, right) + 8
-
-
-@pytest.mark.parametrize(
-    ("shape", "kind", "blocks", "ranks"),
-    [
-        ((48, 40), "matrix", 1, (48, 40)),
-        ((100, 64), "matrix", 1, (32, 64)),
-        ((300, 100), "matrix", 1, (64, 32)),
-        ((500, 80), "embedding", 1, (0, 32)),
-        ((8, 300), "lora_a", 1, (8, 16)),
-        ((300, 8), "lora_b", 1, (16, 8)),
-        ((6000, 10), "matrix", 2, (20, 10)),
-    ],
-)
-def test_state_of_scao_is_what_its_docstring_says(
-    shape: tuple[int, int], kind: str, blocks: int, ranks: tuple[int, int]
-) -> None:
-    parameter = nn.Parameter(torch.randn(shape))
-    parameter.grad = torch.randn(shape)
-    optimizer = SCAO([{"params": [parameter], "kind": kind}])
-    optimizer.step()
-    assert memory.state_bytes(optimizer) == blocks * scao_bytes(shape[0] // blocks, shape[1], *ranks)
 
 
 def test_the_estimate_counts_moments_factors_and_bases_and_cuts_long_sides() -> None:
