@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -16,26 +13,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from scao_hf.finetune.comparison.curves import Curve, aligned
+from scao_hf.finetune.reporting.drawing import COLOURS, GREY, MARKERS, SIZE, STYLE, rate_text, save, svg_text
 
-# Okabe & Ito's palette without its yellow, which vanishes on white; told apart by all common kinds of colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GREY = "#555555"
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 11.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-}
-SIZE = (7.0, 4.2)
-"""Inches; 700 pixels wide at 100 dots an inch."""
-DOTS_PER_INCH = 200
+__all__ = [
+    "COLOURS",
+    "GREY",
+    "MARKERS",
+    "SIZE",
+    "STYLE",
+    "loss_by_rate",
+    "loss_by_seconds",
+    "loss_by_step",
+    "rate_text",
+    "save",
+    "svg_text",
+]
+
 MARKS_PER_LINE = 8
 LOSS = "held-out loss (nats per token)"
 
@@ -81,28 +74,6 @@ def loss_by_rate(trials: Mapping[str, Sequence[tuple[float, float]]], *, loss: s
         _legend(axes, len(trials))
         figure.set_label("loss-by-rate")
         return figure
-
-
-def svg_text(figure: Figure) -> str:
-    """The figure as an <svg> element, the same text for the same figure, to be put into HTML or into a file."""
-    stream = io.StringIO()
-    # Ids are hashed with the figure's name, so that two figures on one page do not share them.
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": str(figure.get_label())}):
-        figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    used = set(re.findall(r"#([\w.-]+)", text))
-    return re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
-
-
-def save(figure: Figure, path: Path, dots_per_inch: float = DOTS_PER_INCH) -> list[Path]:
-    """Write `path`.svg and `path`.png, without dates in them, and return both; `path` has no suffix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    vector, raster = path.with_name(f"{path.name}.svg"), path.with_name(f"{path.name}.png")
-    vector.write_text(svg_text(figure), encoding="utf-8")
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(raster, dpi=dots_per_inch, metadata={"Software": None})
-    return [vector, raster]
 
 
 def _loss_by(
@@ -182,14 +153,6 @@ def _mark_rates(axes: Axes, rates: Sequence[float]) -> None:
     axes.set_xticks([mark for mark in marks if low / 1.2 <= mark <= high * 1.2])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: rate_text(rate)))
-
-
-def rate_text(rate: float) -> str:
-    """A learning rate as one would type it: `2e-4`, `1.414e-3`, `0.02`."""
-    if rate >= 0.01:
-        return f"{rate:.4g}"
-    mantissa, _, exponent = f"{rate:.3e}".partition("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def _look(place: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from scao_hf.finetune.recipes import resolved_yaml
 RESULTS = "results.json"
 TABLE = "runs.csv"
 REPORT = "report.html"
-TEMPLATE = "report.html.jinja"
+TEMPLATE = "comparison/report.html.jinja"
 
 MEBI = 2.0**20
 
@@ -160,13 +159,10 @@ def _run_row(purpose: str, run: Run) -> dict[str, Any]:
 
 def html(outcome: Outcome) -> str:
     """The report as one page: figures inline, nothing loaded from anywhere."""
-    import jinja2
+    from scao_hf.finetune.reporting.page import render
 
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = files("scao_hf.finetune.comparison").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    return render(
+        TEMPLATE,
         outcome=outcome,
         columns=COLUMNS,
         rows=table(outcome),

@@ -1,0 +1,1 @@
+"""What every report shares: the look of figures, and one page that needs nothing but a browser."""
