@@ -12,11 +12,12 @@ from rich.live import Live
 from rich.text import Text
 
 from scao_hf.finetune.observer import EvalMetrics, Observer, RunInfo, StepMetrics
+from scao_hf.finetune.phases import phase_name
 
 from . import figures
 from .console import Glyphs, console_for, glyphs_of, may_move
 from .invocation import Invocation
-from .render import columns, evaluation_sentence, phase_name, plan_rows
+from .render import columns, evaluation_sentence, plan_rows
 
 REDRAWS_PER_SECOND = 8
 SPARK_CELLS = 16

@@ -18,13 +18,7 @@ import torch
 
 from scao_hf._version import __version__
 from scao_hf.finetune.errors import ERROR_LOG, FinetuneError
-
-RUN = "run.json"
-METRICS = "metrics.jsonl"
-RESOLVED = "recipe.resolved.yaml"
-ADAPTER = "adapter"
-MODEL = "model"
-CHECKPOINT_PREFIX = "checkpoint-"
+from scao_hf.finetune.layout import ADAPTER, CARD, CHECKPOINT_PREFIX, METRICS, MODEL, REPORT, RESOLVED, RUN
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
@@ -89,6 +83,10 @@ class RunRecord:
         with (self.directory / METRICS).open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
 
+    def add(self, facts: Mapping[str, Any]) -> None:
+        """Take more facts into run.json, with the next writing of it."""
+        self.facts |= facts
+
     def finish(self, report: Mapping[str, Any]) -> None:
         """Write that the run is finished, and its report."""
         self._close("finished", 0, {"report": {key: _finite(value) for key, value in report.items()}})
@@ -131,9 +129,9 @@ def hardware() -> dict[str, Any]:
 
 def _clear(directory: Path) -> None:
     """Remove the files of an earlier run, and nothing else."""
-    for name in (RUN, METRICS, RESOLVED, ERROR_LOG, "README.md"):
+    for name in (RUN, METRICS, RESOLVED, ERROR_LOG, CARD):
         (directory / name).unlink(missing_ok=True)
-    folders = [directory / ADAPTER, directory / MODEL, *directory.glob(f"{CHECKPOINT_PREFIX}*")]
+    folders = [directory / ADAPTER, directory / MODEL, directory / REPORT, *directory.glob(f"{CHECKPOINT_PREFIX}*")]
     for folder in filter(Path.is_dir, folders):
         shutil.rmtree(folder)
 

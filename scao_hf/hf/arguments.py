@@ -60,7 +60,7 @@ def optimizer_and_kwargs(
     kwargs = {**training_options(args), **chosen, "lr": args.learning_rate, "weight_decay": args.weight_decay}
     if model is not None:
         kwargs["params"] = parameter_groups(
-            model, args.weight_decay, lr=args.learning_rate, target_modules=args.optim_target_modules
+            model, args.weight_decay, lr=args.learning_rate, target_modules=args.optim_target_modules, names=True
         )
     return optimizer_class(name), kwargs
 
