@@ -42,8 +42,8 @@ HOME_OF = {
     "typer": {"scao_hf.cli"},
     "rich": {"scao_hf.cli"},
     "click": {"scao_hf.cli"},
-    "matplotlib": {"scao_hf.finetune.comparison"},
-    "jinja2": {"scao_hf.finetune.comparison"},
+    "matplotlib": {"scao_hf.finetune.comparison", "scao_hf.finetune.reporting", "scao_hf.finetune.results"},
+    "jinja2": {"scao_hf.finetune.reporting"},
 }
 """Which layers, or parts of one, may import a package at all."""
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.errors import FinetuneError, Interrupted
 from scao_hf.finetune.observer import EvalMetrics, Observer, RunInfo, Silence, StepMetrics
+from scao_hf.finetune.results.card import model_card, write_card
+from scao_hf.finetune.results.folder import open_run
 
 if TYPE_CHECKING:
     import torch
@@ -256,8 +258,17 @@ class _Run:
         except BaseException as error:
             record.fail(self._named(error))
             raise
+        record.add({"memory": self._footprint()})
         record.finish(report.to_dict())
+        if _is_first_process():
+            write_card(open_run(self.output_dir))
         return report
+
+    def _footprint(self) -> dict[str, Any]:
+        from scao_hf.finetune.footprint import footprint
+
+        assert self.trainer.model is not None
+        return footprint(self.trainer.model, state_bytes(self.trainer.optimizer), self.trainer.args.device)
 
     def _named(self, error: BaseException) -> BaseException:
         """The error as it will leave `finetune`, for run.json."""
@@ -347,7 +358,11 @@ class _Run:
             "recipe": self.recipe.name,
             "overrides": list(self.recipe.overrides),
             "seed": self.trainer.args.seed,
-            "data": {"fingerprint": self.rows.fingerprint, "funnel": self.funnel},
+            "data": {
+                "fingerprint": self.rows.fingerprint,
+                "funnel": self.funnel,
+                "conversational": self.rows.conversational,
+            },
             "run": asdict(info),
         }
         record = RunRecord(self.output_dir, facts, resolved_yaml(self._resolved()), _is_first_process())
@@ -403,11 +418,13 @@ class _Run:
         )
 
     def _train_and_save(self, record: RunRecord) -> FinetuneReport:
+        from scao_hf.finetune.layers import LayerRecorder
         from scao_hf.finetune.progress import Reporter
 
         reporter = Reporter(self.trainer, self.observer, record)
         self.trainer.on_evaluated = reporter.evaluated
         self.trainer.add_callback(reporter)
+        self.trainer.add_callback(LayerRecorder(self.trainer, record))
         prompt = self._prompt()
         if self.rows.evaluation:
             self.observer.stage("evaluating before training")
@@ -479,13 +496,13 @@ class _Run:
 
     def _save(self) -> Path:
         from scao_hf.finetune.record import ADAPTER, MODEL
-        from scao_hf.finetune.saving import model_card, save_weights
+        from scao_hf.finetune.saving import save_weights
 
         self.observer.stage("saving")
         target = self.output_dir / (MODEL if self.recipe.lora is None else ADAPTER)
         if _is_first_process():
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            card = model_card(self.recipe, self.reference, target.name, self.trainer.state.global_step)
+            card = model_card(open_run(self.output_dir), target.name, adapter=self.recipe.lora is not None)
             save_weights(model, self.tokenizer, card, target)
         return target
 

@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from scao_hf.finetune.config import Recipe
-
 
 def save_weights(model: Any, tokenizer: Any, card: str, target: Path) -> None:
     """Write a folder beside its place and move it there when it is whole; a failure leaves no part of it.
@@ -30,24 +28,3 @@ def save_weights(model: Any, tokenizer: Any, card: str, target: Path) -> None:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-
-
-def model_card(recipe: Recipe, base: str, folder: str, steps: int) -> str:
-    """A model card for the hub: what it was made from, and how to load it.
-
-    Args:
-        recipe: of the run.
-        base: directory or hub id of the model that was trained.
-        folder: name of the folder that the card will lie in.
-        steps: optimizer steps taken.
-    """
-    library = "peft" if recipe.lora is not None else "transformers"
-    loader = "AutoPeftModelForCausalLM" if recipe.lora is not None else "AutoModelForCausalLM"
-    return (
-        f"---\nbase_model: {base}\nlibrary_name: {library}\n---\n\n"
-        f"# {recipe.name}\n\n"
-        f"The {folder} of a run of scao-finetune: {base} trained on {recipe.data.path} for "
-        f"{steps} steps with {recipe.training['optim']}.\n\n"
-        f"    from {library} import {loader}\n\n"
-        f'    model = {loader}.from_pretrained("{folder}")\n'
-    )

@@ -181,6 +181,7 @@ def test_a_run_leaves_its_record(finished: tuple[FinetuneReport, Recorder]) -> N
     lines = [json.loads(line) for line in (report.output_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines if line["event"] == "step"] == [step.loss for step in recorder.steps]
     assert all("scao/rank_mean" in line for line in lines if line["event"] == "step")
+    assert [line["step"] for line in lines if line["event"] == "layers"] == [1, 2, 3]
     assert [line["moment"] for line in lines if line["event"] == "evaluation"] == ["before"] + ["during"] * 3
     assert sorted(path.name for path in report.output_dir.iterdir()) == [
         "README.md",
