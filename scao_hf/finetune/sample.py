@@ -1,8 +1,8 @@
-"""One sample of what the model writes, before and after training."""
+"""What a model writes after a prompt: before and after training, and for `generate` and `chat`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,13 +44,25 @@ def _before_last_reply(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 @torch.no_grad()
-def sample(model: Any, tokenizer: Any, prompt: Prompt, tokens: int, context: int | None, seed: int) -> str:
-    """What the model writes after the prompt, drawn at temperature 0.7 with the same random numbers for a seed.
+def sample(
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    tokens: int,
+    context: int | None,
+    seed: int,
+    *,
+    temperature: float = TEMPERATURE,
+    told: Callable[[str], None] | None = None,
+) -> str:
+    """What the model writes after the prompt, drawn with the same random numbers for a seed.
 
     Args:
         model: with `generate`; left in the mode it was in.
         tokens: new tokens at most.
         context: the model's context in tokens; a longer prompt loses its start.
+        temperature: 0 takes the likeliest token each time.
+        told: called with each piece of the text as it is written.
     """
     ids = _prompt_ids(tokenizer, prompt)
     if context is not None:
@@ -68,16 +80,32 @@ def sample(model: Any, tokenizer: Any, prompt: Prompt, tokens: int, context: int
                 input_ids=inputs,
                 attention_mask=torch.ones_like(inputs),
                 max_new_tokens=tokens,
-                do_sample=True,
-                temperature=TEMPERATURE,
-                top_k=0,
-                top_p=1.0,
                 use_cache=True,
                 pad_token_id=tokenizer.pad_token_id,
+                streamer=None if told is None else _streamer(tokenizer, told),
+                **_drawing(temperature),
             )
     finally:
         model.train(was_training)
     return tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True).strip()
+
+
+def _drawing(temperature: float) -> dict[str, Any]:
+    if temperature == 0:
+        # None takes back what a model's own generation settings say of drawing, which would only be warned about.
+        return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+
+
+def _streamer(tokenizer: Any, told: Callable[[str], None]) -> Any:
+    from transformers import TextStreamer
+
+    class Teller(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            if text:
+                told(text)
+
+    return Teller(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 def _prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
