@@ -8,12 +8,20 @@ import typer
 
 from scao_hf._version import __version__
 
+from .chat import chat
 from .compare import compare
 from .console import say
 from .demo import demo
 from .doctor import doctor
+from .evaluate import evaluate
 from .failures import EXIT_CODES
+from .generate import generate
+from .lr_find import lr_find
+from .merge import merge
+from .push import push
 from .recipe_commands import recipes
+from .report import report
+from .run_commands import runs
 from .train import train
 
 PROGRAM = "scao-finetune"
@@ -46,6 +54,14 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(train)
 app.command()(compare)
+app.command("lr-find")(lr_find)
+app.add_typer(runs, name="runs")
+app.command()(report)
+app.command("eval")(evaluate)
+app.command()(generate)
+app.command()(chat)
+app.command()(merge)
+app.command()(push)
 app.add_typer(recipes, name="recipes")
 app.command()(doctor)
 

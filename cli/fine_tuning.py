@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .console import tell
 from .documents import print_document
 from .invocation import Invocation
 from .progress import progress_for
@@ -31,7 +33,22 @@ def fine_tune(
         from scao_hf.finetune.run import finetune
 
         report = finetune(load_recipe(recipe, overrides), progress, overwrite=overwrite)
+        progress.stage("drawing the report")
+        page = draw(report)
     if as_json:
-        print_document({"status": "ok", **report.to_dict()})
+        print_document({"status": "ok", **report.to_dict(), "report": page})
     else:
-        print_report(report, next_steps(report))
+        print_report(report, next_steps(report), page)
+
+
+def draw(report: FinetuneReport) -> Path | None:
+    """The page of a run that is over; None where it could not be drawn, which is told and costs the run nothing."""
+    from scao_hf.finetune.results import report as reports
+
+    try:
+        return reports.draw(report.output_dir)
+    # A run of hours is not lost to a figure, whatever went wrong in it.
+    except Exception as error:
+        tell(f"the report was not drawn: {type(error).__name__}: {error}")
+        tell(f"the run is saved; try again: scao-finetune report {report.output_dir} --debug")
+        return None

@@ -6,6 +6,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 120
 NARROWEST = 40
 SAMPLE_LINES = 8
-PHASES = ("Adam", "ramp", "preconditioned")
 
 
 def result_width() -> int:
@@ -109,14 +109,10 @@ def evaluation_sentence(metrics: EvalMetrics) -> str:
     return f"held-out {told} {when} ({figures.count(metrics.tokens)} tokens, {figures.duration(metrics.seconds)})"
 
 
-def phase_name(scao: float) -> str:
-    return PHASES[max(0, min(len(PHASES) - 1, int(scao)))]
-
-
-def print_report(report: FinetuneReport, next_steps: Sequence[tuple[str, str]]) -> None:
+def print_report(report: FinetuneReport, next_steps: Sequence[tuple[str, str]], page: Path | None) -> None:
     """The result of a run: the losses, a sample, where things lie, and what to type next."""
     width = result_width()
-    blocks = [(headline(report), loss_table(report)), ("Files", files_text(report, width))]
+    blocks = [(headline(report), loss_table(report)), ("Files", files_text(report, width, page))]
     if report.sample_prompt is not None:
         blocks.insert(1, ("Sample", sample_text(report, width)))
     if next_steps:
@@ -161,12 +157,13 @@ def shortened(text: str) -> str:
     return "\n".join(kept) or "(nothing)"
 
 
-def files_text(report: FinetuneReport, width: int) -> str:
+def files_text(report: FinetuneReport, width: int, page: Path | None) -> str:
     what = "LoRA adapter" if report.is_adapter else "model and tokenizer"
     state = figures.byte_size(report.optimizer_state_bytes)
     rows = [
         ("saved", f"{report.saved_dir} ({what})"),
         ("details", f"{report.output_dir}: metrics.jsonl, run.json, recipe.resolved.yaml"),
+        *([] if page is None else [("report", str(page))]),
         ("memory", f"{state} of optimizer state"),
     ]
     return columns(rows, width, indent=2)
@@ -174,7 +171,10 @@ def files_text(report: FinetuneReport, width: int) -> str:
 
 def next_after_training(report: FinetuneReport) -> list[tuple[str, str]]:
     loader = "peft.AutoPeftModelForCausalLM" if report.is_adapter else "transformers.AutoModelForCausalLM"
-    return [("in Python", f'{loader}.from_pretrained("{report.saved_dir}")')]
+    return [
+        ("try it", f"scao-finetune generate {report.output_dir} -p TEXT --base"),
+        ("in Python", f'{loader}.from_pretrained("{report.saved_dir}")'),
+    ]
 
 
 def next_after_demo(report: FinetuneReport) -> list[tuple[str, str]]:

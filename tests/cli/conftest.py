@@ -103,6 +103,7 @@ class FakeLibrary:
     report: Report = field(default_factory=Report)
     fails: BaseException | None = None
     seconds_per_step: float = 0.0
+    drawing_fails: Exception | None = None
     recipe: str = ""
     overrides: list[str] = field(default_factory=list)
     overwrite: bool = False
@@ -137,6 +138,11 @@ class FakeLibrary:
         observer.saved(self.report.saved_dir)
         return self.report
 
+    def draw(self, folder: Path) -> Path:
+        if self.drawing_fails is not None:
+            raise self.drawing_fails
+        return folder / "report" / "report.html"
+
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
@@ -148,11 +154,16 @@ def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
 
 def install(fake: FakeLibrary, put: Callable[[str, ModuleType], None]) -> None:
     run, recipes = ModuleType("scao_hf.finetune.run"), ModuleType("scao_hf.finetune.recipes")
+    results, drawing = ModuleType("scao_hf.finetune.results"), ModuleType("scao_hf.finetune.results.report")
+    drawing.draw = fake.draw  # type: ignore[attr-defined]
+    results.report = drawing  # type: ignore[attr-defined]
     run.finetune = fake.finetune  # type: ignore[attr-defined]
     recipes.load_recipe = fake.load_recipe  # type: ignore[attr-defined]
     recipes.recipe_names = lambda: ["demo", "lora-sft"]  # type: ignore[attr-defined]
     put(run.__name__, run)
     put(recipes.__name__, recipes)
+    put(results.__name__, results)
+    put(drawing.__name__, drawing)
 
 
 @pytest.fixture(autouse=True)

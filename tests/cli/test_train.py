@@ -93,9 +93,11 @@ Sample
 Files
   saved    runs/demo/adapter (LoRA adapter)
   details  runs/demo: metrics.jsonl, run.json, recipe.resolved.yaml
+  report   runs/demo/report/report.html
   memory   2.5 MiB of optimizer state
 
 Next
+  try it         scao-finetune generate runs/demo -p TEXT --base
   in Python      peft.AutoPeftModelForCausalLM.from_pretrained("runs/demo/adapter")
   other recipes  scao-finetune recipes list
   your own data  scao-finetune train lora-sft -m Qwen/Qwen3-0.6B -d data.jsonl
@@ -107,7 +109,7 @@ Next
     assert "scao: preconditions from step 11 on" in err
     assert "held-out loss 4.580, perplexity 97.51 before training (9216 tokens, 2 s)" in lines
     assert "step=20/60 loss=2.7253 lr=1.3e-03 gn=0.71 tok/s=3120 eta=24s phase=ramp blend=0.50 rank=11.2" in lines
-    assert lines[-1] == "saved runs/demo/adapter"
+    assert lines[-2:] == ["saved runs/demo/adapter", "drawing the report"]
     assert "\x1b" not in out + err
 
 
@@ -125,7 +127,22 @@ def test_json_is_one_document_and_progress_goes_on(library: FakeLibrary, capsys:
     assert document["status"] == "ok"
     assert document["final_eval_loss"] == 2.44
     assert document["saved_dir"] == str(Path("runs/demo/adapter"))
+    assert document["report"] == str(Path("runs/demo/report/report.html"))
     assert "step=60/60" in err
+
+
+def test_a_report_that_cannot_be_drawn_is_told_and_the_run_is_not_lost(
+    library: FakeLibrary, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library.drawing_fails = ZeroDivisionError("no colours left")
+    assert main(["train", "lora-sft", "-q"]) == 0
+    out, err = capsys.readouterr()
+    assert "saved    runs/demo/adapter" in out
+    assert "report.html" not in out
+    assert "the report was not drawn: ZeroDivisionError: no colours left" in err
+    assert "try again: scao-finetune report runs/demo" in err
+    assert main(["train", "lora-sft", "-q", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["report"] is None
 
 
 def test_a_figure_that_is_not_finite_is_null_in_json(library: FakeLibrary, capsys: pytest.CaptureFixture[str]) -> None:
