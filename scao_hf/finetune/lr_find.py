@@ -168,6 +168,8 @@ class _Left(Exception):
 class _SweepRun(_MeasuredRun):
     """A run of which only the losses are kept."""
 
+    trainer: Any
+
     def __init__(self, recipe: Recipe, sweep: Sweep, observer: Observer, folder: Path) -> None:
         settings.require_complete(recipe)
         settled: Mapping[str, Any] = {**_QUIET, "max_steps": sweep.steps, "learning_rate": sweep.high}

@@ -191,18 +191,23 @@ def rate_sweep(losses: Points, smooth: Points, suggestion: float | None, lowest:
         axes.plot(*_columns(losses), color=BLUE, linewidth=1, alpha=0.3, label="training loss")
         axes.plot(*_columns(smooth), color=BLUE, linewidth=1.8, label="smoothed")
         table = dict(smooth)
-        axes.plot([lowest], [table[lowest]], "s", color=GREY, markersize=6, label=f"lowest: {rate_text(lowest)}")
+        axes.plot([lowest], [table[lowest]], "s", color=GREY, markersize=6, label=f"lowest: {_short(lowest)}")
         if suggestion is not None:
             axes.axvline(suggestion, color=RED, linewidth=1, linestyle=(0, (4, 3)))
-            axes.plot([suggestion], [table[suggestion]], "o", color=RED, label=f"suggested: {rate_text(suggestion)}")
+            axes.plot([suggestion], [table[suggestion]], "o", color=RED, label=f"suggested: {_short(suggestion)}")
         heights = [loss for _, loss in smooth]
         margin = 0.25 * (max(heights) - min(heights)) or 0.1
         axes.set_ylim(min(heights) - margin, max(heights) + margin)
         axes.set_xlabel("learning rate")
         axes.set_ylabel(LOSS)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=4)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
         figure.set_label("lr-find")
         return figure
+
+
+def _short(rate: float) -> str:
+    """Two figures: a sweep is no finer."""
+    return rate_text(float(f"{rate:.2g}"))
 
 
 def _columns(points: Points) -> tuple[list[float], list[float]]:
