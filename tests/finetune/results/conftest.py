@@ -32,7 +32,7 @@ def chats_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def train(tiny_model: Path, chats_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunFolder]:
-    """Trains three steps on chats, as `lora-sft` with these overrides."""
+    """Trains eight steps on chats, as `lora-sft` with these overrides."""
 
     def trained(*overrides: str) -> RunFolder:
         folder = tmp_path_factory.mktemp("runs") / "run"
@@ -42,10 +42,10 @@ def train(tiny_model: Path, chats_file: Path, tmp_path_factory: pytest.TempPathF
             f"output_dir={folder}",
             "data.max_length=96",
             "data.test_split_size=4",
-            "data.sample_tokens=16",
+            "data.sample_tokens=48",
             "lora.r=4",
             "learning_rate=1e-1",
-            "max_steps=3",
+            "max_steps=8",
             "gradient_accumulation_steps=1",
             "gradient_checkpointing=false",
             "logging_steps=1",

@@ -46,7 +46,7 @@ def test_a_run_leaves_a_card_of_its_own_beside_its_weights(lora_run: RunFolder) 
 
 
 def test_the_base_answers_as_before_training_and_the_trained_model_otherwise(lora_run: RunFolder) -> None:
-    drawing = Drawing(tokens=16, temperature=0.7, seed=42)
+    drawing = Drawing(tokens=48, temperature=0.7, seed=42)
     (reply,) = generate(lora_run, [lora_run.report["sample_prompt"]], drawing, base=True)
     assert reply.base == lora_run.report["sample_before"]
     assert reply.text == lora_run.report["sample_after"]
@@ -54,7 +54,7 @@ def test_the_base_answers_as_before_training_and_the_trained_model_otherwise(lor
 
 
 def test_a_whole_model_answers_as_it_did_at_the_end_of_its_run(full_run: RunFolder) -> None:
-    drawing = Drawing(tokens=16, temperature=0.7, seed=42)
+    drawing = Drawing(tokens=48, temperature=0.7, seed=42)
     (reply,) = generate(full_run, [full_run.report["sample_prompt"]], drawing, base=True)
     assert (reply.base, reply.text) == (full_run.report["sample_before"], full_run.report["sample_after"])
 
