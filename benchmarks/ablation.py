@@ -148,8 +148,8 @@ def _page(parts: Sequence[Finding], rates: Sequence[Finding], machine: Machine) 
         [
             "# Ablation",
             f"SCAO on task `lm`, size 1m, 500 steps, seeds {seeds}: final loss in nats per byte, mean ± standard "
-            "deviation, and its difference from SCAO as it comes, paired by seed with Student's t interval. The setting "
-            f"is not tuned again: {', '.join(f'{name} {short(value)}' for name, value in start().items())}.",
+            "deviation, and its difference from SCAO as it comes, paired by seed with Student's t interval. The "
+            f"setting is not tuned again: {', '.join(f'{name} {short(value)}' for name, value in start().items())}.",
             "## One thing changed at a time",
             table(("changed", "final loss", "− as it comes (95%)", "ms a step in the optimizer"), map(_row, parts)),
             "## The learning rate",
