@@ -18,6 +18,7 @@ from .failures import EXIT_CODES
 from .generate import generate
 from .lr_find import lr_find
 from .merge import merge
+from .preview import preview
 from .push import push
 from .recipe_commands import recipes
 from .report import report
@@ -52,6 +53,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo)
+app.command()(preview)
 app.command()(train)
 app.command()(compare)
 app.command("lr-find")(lr_find)

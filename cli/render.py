@@ -66,9 +66,11 @@ def plan_rows(info: RunInfo, glyphs: Glyphs) -> list[tuple[str, str]]:
     share = info.trainable_parameters / max(1, info.total_parameters)
     dot = f" {glyphs.dot} "
     trained = f"{figures.count(info.trainable_parameters)} of {figures.count(info.total_parameters)} parameters train"
-    data = [info.dataset, info.dataset_format, f"{info.train_rows} rows to train on, {info.eval_rows} held out"]
+    rows_read = "rows streamed" if info.train_rows is None else f"{info.train_rows} rows to train on"
+    data = [info.dataset, info.dataset_format, f"{rows_read}, {info.eval_rows} held out"]
     steps = [
-        f"{info.total_steps} of {info.rows_per_step} rows ({info.epochs:.3g} epochs)",
+        f"{info.total_steps} of {info.rows_per_step} rows"
+        + ("" if info.epochs is None else f" ({info.epochs:.3g} epochs)"),
         f"learning rate {info.learning_rate:g} after {counted(info.lr_warmup_steps, 'warm-up step')}",
         optimizer_plan(info),
     ]

@@ -43,7 +43,7 @@ HOME_OF = {
     "rich": {"scao_hf.cli"},
     "click": {"scao_hf.cli"},
     "matplotlib": {"scao_hf.finetune.comparison", "scao_hf.finetune.reporting", "scao_hf.finetune.results"},
-    "jinja2": {"scao_hf.finetune.reporting"},
+    "jinja2": {"scao_hf.finetune.reporting", "scao_hf.finetune.templates"},
 }
 """Which layers, or parts of one, may import a package at all."""
 

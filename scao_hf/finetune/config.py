@@ -30,22 +30,29 @@ class DataSection:
     """Where the rows come from, what they look like and which of their tokens the loss counts."""
 
     path: str | None = None
-    """Hub id; .json, .jsonl, .csv, .parquet or .txt file; directory of such; `embedded:shakespeare-dialogue`."""
+    """Hub id; .json, .jsonl, .csv, .parquet or .txt file; directory of such, or one that `save_to_disk` wrote;
+    `embedded:shakespeare-dialogue`."""
     name: str | None = None
     """Configuration of a hub dataset."""
     split: str = "train"
+    """Of a hub dataset, or of a directory whose files' names or folders make splits."""
     eval_path: str | None = None
     eval_split: str | None = None
     test_split_size: float | None = None
-    """Held-out part: a fraction below 1, or a number of rows."""
+    """Held-out part: a fraction below 1, or a number of rows; of a stream, its first rows."""
     format: str = "auto"
     column_mapping: Mapping[str, str] = field(default_factory=dict)
     """The format's column to the data's: {prompt: question, completion: answer}."""
+    skip_bad_rows: bool = False
+    """Leave rows out whose values are of the wrong type, instead of refusing the data."""
     max_samples: int | None = None
     """Rows read at most, from the start."""
+    streaming: bool = False
+    """Read rows while the run goes on and keep none; needs `training.max_steps`."""
     max_length: int | None = 1024
     """Tokens of a row at most; what is beyond is cut off."""
     packing: bool = False
+    """Fill each row of `max_length` tokens with several of the data's rows, each seeing itself alone."""
     loss_on: str = "auto"
     """all, completion, assistant, or auto: the strictest that the format and the chat template support."""
     sample_prompt: str | None = None

@@ -29,6 +29,7 @@ def inconsistencies(recipe: Recipe) -> Iterator[Problem]:
     yield from _data_errors(recipe)
     yield from _training_errors(recipe)
     yield from _held_out_errors(recipe)
+    yield from _streaming_errors(recipe)
     if recipe.data.packing and recipe.data.max_length is None:
         yield "data.packing", "packing fills rows of data.max_length tokens, which is null", "set data.max_length"
     if recipe.quantization is not None and recipe.lora is None:
@@ -82,3 +83,18 @@ def _held_out_errors(recipe: Recipe) -> Iterator[Problem]:
     if recipe.training.get("eval_strategy", "no") != "no" and not recipe.holds_out_rows:
         path = "training.eval_strategy"
         yield path, f"`{path}` asks for rows that nothing holds out", "set data.test_split_size or data.eval_path"
+
+
+def _streaming_errors(recipe: Recipe) -> Iterator[Problem]:
+    data = recipe.data
+    if not data.streaming:
+        return
+    if recipe.training.get("max_steps", -1) < 1:
+        path = "training.max_steps"
+        yield path, f"`{path}` must be set, as nobody knows how many rows data.streaming will give", "write 1000"
+    if data.test_split_size is not None and data.test_split_size < 1:
+        path = "data.test_split_size"
+        message = f"`{path}` must be a number of rows with data.streaming, got the fraction {data.test_split_size}"
+        yield path, message, "write 100: the first rows are held out; or write data.eval_path"
+    if data.packing:
+        yield "data.packing", "rows that are streamed cannot be packed", "write data.packing: false"

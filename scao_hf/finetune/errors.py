@@ -35,6 +35,8 @@ class Location:
     """The line itself, for an excerpt."""
     length: int = 1
     """Characters to mark from `column` on."""
+    offset: int = 0
+    """Characters of a long line that `text` leaves out at its start."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.column}"
@@ -45,7 +47,7 @@ class Location:
             return None
         number = str(self.line)
         gutter = " " * len(number)
-        mark = " " * (self.column - 1) + "^" + "~" * (self.length - 1)
+        mark = " " * (self.column - 1 - self.offset) + "^" + "~" * (self.length - 1)
         return f"{gutter} |\n{number} | {self.text}\n{gutter} | {mark}"
 
 

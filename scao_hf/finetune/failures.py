@@ -62,6 +62,9 @@ def _setup(error: BaseException, _output_dir: Path) -> FinetuneError | None:
     if "no assistant tokens" in text:
         message = "all labels of a row are masked: the chat template marks nothing that the assistant says"
         return FinetuneError("data.all-masked", message, "data.loss_on=completion, or another chat template")
+    if type(error).__module__.startswith("jinja2"):  # A row of a stream; others are tried before the first step.
+        hint = "change the row, or give another template: training.chat_template_path=FILE.jinja"
+        return FinetuneError("data.chat-template", f"the chat template cannot write a chat: {text}", hint)
     return None
 
 

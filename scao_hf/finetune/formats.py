@@ -1,10 +1,10 @@
 """The formats that rows may have, and how each becomes one of the three that TRL reads.
 
 text                {text}                              language modelling
-prompt_completion   {prompt, completion}                prompt and completion
+prompt_completion   {prompt, completion}                prompt and completion, as a chat if they are messages
 alpaca              {instruction, input?, output}       prompt and completion, as a chat if there is a template
-messages            {messages: [{role, content}, ...]}  chat
-sharegpt            {conversations: [{from, value}, ..]} chat
+messages            {messages: [{role, content}, ...], tools?}        chat
+sharegpt            {conversations: [{from, value}, ..], tools?}      chat
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from scao_hf.finetune.chats import BadRow, EmptyRow, before_last_reply, messages_of, shown, tools_of
 from scao_hf.finetune.errors import FinetuneError
 
 Columns = dict[str, Any]
@@ -25,26 +26,17 @@ REQUIRED = {
 }
 """Columns that each format must have."""
 
-OPTIONAL = {"alpaca": ("input",), "sharegpt": ("system",)}
+OPTIONAL = {
+    "prompt_completion": ("tools",),
+    "alpaca": ("input", "system"),
+    "messages": ("tools",),
+    "sharegpt": ("system", "tools"),
+}
 
 CHATS = ("messages", "sharegpt")
 
 # A row may fit two formats; the earlier says more about which tokens to learn.
 _DETECTION = ("messages", "sharegpt", "prompt_completion", "alpaca", "text")
-
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-}
 
 _LIKELY = {
     "prompt": ("question", "query", "input", "source", "instruction"),
@@ -67,14 +59,6 @@ _ALPACA_WITH_INPUT = (
     "response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n"
     "### Response:\n"
 )
-
-
-class BadRow(ValueError):
-    """A row whose values are of the wrong type."""
-
-
-class EmptyRow(ValueError):
-    """A row with nothing to learn: an empty text, or no reply."""
 
 
 def map_columns(columns: Sequence[str], mapping: Mapping[str, str], source: str) -> dict[str, str]:
@@ -109,7 +93,8 @@ def detect_format(mapped: Mapping[str, str], wanted: str, source: str) -> str:
     """
     if {"chosen", "rejected"} <= mapped.keys() and not _fits(mapped, wanted):
         message = f"{source} has preference pairs (chosen, rejected), and this tool trains on single answers"
-        hint = "to learn the chosen ones: data.column_mapping='{completion: chosen}', beside a prompt column"
+        column = "completion" if "prompt" in mapped else "messages"
+        hint = f"to learn the chosen ones: data.column_mapping='{{{column}: chosen}}'"
         raise FinetuneError("data.preference-pairs", message, hint)
     if wanted != "auto":
         if not _fits(mapped, wanted):
@@ -178,7 +163,11 @@ def resolve_loss(row_format: str, wanted: str, masks_assistant: bool) -> str:
     if row_format in CHATS:
         if wanted == "assistant" and not masks_assistant:
             message = "the chat template does not mark what the assistant says ({% generation %})"
-            raise FinetuneError("model.template-without-mask", message, "data.loss_on=completion learns the last reply")
+            hint = (
+                "data.loss_on=completion learns the last reply; or training.chat_template_path=FILE.jinja, "
+                "a template with {% generation %} and {% endgeneration %} around the assistant's words"
+            )
+            raise FinetuneError("model.template-without-mask", message, hint)
         strictest = "assistant" if masks_assistant else "completion"
     else:
         strictest = "all" if row_format == "text" else "completion"
@@ -197,20 +186,40 @@ def converter(row_format: str, loss_on: str, has_template: bool) -> Callable[[Co
         return lambda columns: _chat(columns, REQUIRED[row_format][0], loss_on)
     if row_format == "alpaca":
         return _alpaca_chat if has_template else _alpaca_text
-    return _text if row_format == "text" else _prompt_completion
+    return _text if row_format == "text" else lambda columns: _prompt_completion(columns, has_template)
+
+
+def is_conversational(row: Columns) -> bool:
+    """Whether a converted row is a chat, to be written out by the chat template."""
+    return isinstance(row.get("prompt", row.get("messages")), list)
 
 
 def _text(columns: Columns) -> Columns:
     return {"text": _learnable(columns, "text")}
 
 
-def _prompt_completion(columns: Columns) -> Columns:
-    return {"prompt": _words(columns, "prompt"), "completion": _learnable(columns, "completion")}
+def _prompt_completion(columns: Columns, has_template: bool) -> Columns:
+    prompt, completion = columns.get("prompt"), columns.get("completion")
+    if not isinstance(prompt, list) and not isinstance(completion, list):
+        return {"prompt": _words(columns, "prompt"), "completion": _learnable(columns, "completion")}
+    if not has_template:
+        raise BadRow("column 'prompt' or 'completion' holds messages, and the tokenizer has no chat template")
+    asked = messages_of(prompt, "prompt") if isinstance(prompt, list) else [_user(_words(columns, "prompt"))]
+    if isinstance(completion, list):
+        answered = messages_of(completion, "completion")
+        if not any(message["content"].strip() or message.get("tool_calls") for message in answered):
+            raise EmptyRow
+    else:
+        answered = [{"role": "assistant", "content": _learnable(columns, "completion")}]
+    if not asked:
+        raise EmptyRow
+    return {"prompt": asked, "completion": answered, **_tools(columns)}
 
 
 def _alpaca_chat(columns: Columns) -> Columns:
     request = "\n\n".join(filter(None, (_words(columns, "instruction"), _words(columns, "input"))))
-    return _as_turns([{"role": "user", "content": request}], _learnable(columns, "output"))
+    prompt = [*_system(columns), _user(request)]
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": _learnable(columns, "output")}]}
 
 
 def _alpaca_text(columns: Columns) -> Columns:
@@ -219,40 +228,35 @@ def _alpaca_text(columns: Columns) -> Columns:
     return {"prompt": prompt, "completion": _learnable(columns, "output")}
 
 
-def _as_turns(prompt: list[dict[str, str]], reply: str) -> Columns:
-    return {"prompt": prompt, "completion": [{"role": "assistant", "content": reply}]}
-
-
 def _chat(columns: Columns, column: str, loss_on: str) -> Columns:
-    turns = columns.get(column)
-    if turns is None:
+    if columns.get(column) is None:
         raise EmptyRow
-    if not isinstance(turns, list):
-        raise BadRow(f"column {column!r} must be a list of messages, got {_shown(turns)}")
-    messages = [_message(turn, number) for number, turn in enumerate(turns, start=1)]
-    if isinstance(columns.get("system"), str) and columns["system"]:
-        messages.insert(0, {"role": "system", "content": columns["system"]})
+    messages = _system(columns) + messages_of(columns[column], column)
+    tools = _tools(columns)
     if loss_on == "all":
         if not messages:
             raise EmptyRow
-        return {"messages": messages}
-    replies = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if not replies:
-        raise EmptyRow
+        return {"messages": messages, **tools}
     if loss_on == "assistant":
-        return {"messages": messages}
-    return _as_turns(messages[: replies[-1]], messages[replies[-1]]["content"])
+        if not any(message["role"] == "assistant" for message in messages):
+            raise EmptyRow
+        return {"messages": messages, **tools}
+    prompt, reply = before_last_reply(messages)
+    return {"prompt": prompt, "completion": [reply], **tools}
 
 
-def _message(turn: Any, number: int) -> dict[str, str]:
-    if not isinstance(turn, Mapping):
-        raise BadRow(f"message {number} must be an object with role and content, got {_shown(turn)}")
-    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if role not in _ROLES:
-        raise BadRow(f"message {number} has the role {role!r}; known are {', '.join(_ROLES)}")
-    if not isinstance(content, str):
-        raise BadRow(f"message {number} must have text as its content, got {_shown(content)}")
-    return {"role": _ROLES[role], "content": content}
+def _system(columns: Columns) -> list[Columns]:
+    words = _words(columns, "system")
+    return [{"role": "system", "content": words}] if words else []
+
+
+def _user(words: str) -> Columns:
+    return {"role": "user", "content": words}
+
+
+def _tools(columns: Columns) -> Columns:
+    tools = tools_of(columns.get("tools"))
+    return {} if tools is None else {"tools": tools}
 
 
 def _words(columns: Columns, name: str) -> str:
@@ -260,7 +264,7 @@ def _words(columns: Columns, name: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise BadRow(f"column {name!r} must be text, got {_shown(value)}")
+        raise BadRow(f"column {name!r} must be text, got {shown(value)}", name)
     return value
 
 
@@ -269,8 +273,3 @@ def _learnable(columns: Columns, name: str) -> str:
     if not words.strip():
         raise EmptyRow
     return words
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{text[:40]}{'…' if len(text) > 40 else ''} ({type(value).__name__})"

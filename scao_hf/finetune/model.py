@@ -17,6 +17,7 @@ from scao_hf.finetune.data import Template
 from scao_hf.finetune.errors import FinetuneError
 from scao_hf.finetune.schema import closest
 from scao_hf.finetune.sources import EMBEDDED, looks_like_path
+from scao_hf.finetune.templates import is_marked, template_text, training_template, with_template
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "tekken.json")
-GENERATION_MARK = "{% generation"
 
 
 def model_reference(section: ModelSection) -> str:
@@ -120,35 +120,11 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, template_path: str | None)
     Raises:
         FinetuneError: model.chat-template if the path leads nowhere.
     """
-    text = tokenizer.chat_template if template_path is None else _foreign_template(template_path)
-    if isinstance(text, Mapping):
-        text = text.get("default")
+    adopted = with_template(tokenizer, template_path)
+    text = template_text(adopted)
     if not text:
         return Template(exists=False, masks_assistant=False)
-    marked = GENERATION_MARK in text or "{%- generation" in text
-    return Template(exists=True, masks_assistant=marked or (template_path is None and _is_patched(tokenizer)))
-
-
-def _foreign_template(path: str) -> str | None:
-    from transformers import AutoTokenizer
-
-    if Path(path).is_file():
-        return Path(path).read_text(encoding="utf-8")
-    try:
-        return AutoTokenizer.from_pretrained(path).chat_template
-    except (OSError, ValueError) as error:
-        message = f"training.chat_template_path: no file and no tokenizer at {path}"
-        raise FinetuneError("model.chat-template", message, "give a .jinja file or a model's id") from error
-
-
-def _is_patched(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether TRL knows a training version of this template, with marks around the assistant's words."""
-    from trl.chat_template_utils import get_training_chat_template
-
-    try:
-        return get_training_chat_template(tokenizer) is not None
-    except ValueError:
-        return False
+    return Template(exists=True, masks_assistant=is_marked(text) or training_template(adopted) is not None)
 
 
 def fingerprint(config: PretrainedConfig, reference: str) -> str:

@@ -23,18 +23,19 @@ class RunInfo:
     dtype: str
     optimizer: str
     learning_rate: float
-    train_rows: int
+    train_rows: int | None
+    """None for a stream, whose rows nobody has counted; likewise `epochs`."""
     eval_rows: int
     rows_per_step: int
     total_steps: int
-    epochs: float
+    epochs: float | None
     trainable_parameters: int
     total_parameters: int
     lr_warmup_steps: int
     adam_steps: int | None
     """Steps of plain Adam that one of this package's optimizers begins with; None for any other optimizer."""
     funnel: Mapping[str, int]
-    """Rows left after each stage of reading, in order: read, formatted, tokenised, ..."""
+    """Rows left after each stage of reading, in order: read, parsed, formatted, ...; empty for a stream."""
 
 
 @dataclass(frozen=True, kw_only=True)

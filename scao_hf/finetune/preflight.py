@@ -2,57 +2,101 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pyarrow
 import pyarrow.compute
 
 from scao_hf.finetune.config import Recipe
+from scao_hf.finetune.data import shown_funnel
 from scao_hf.finetune.errors import FinetuneError
 from scao_hf.finetune.evaluate import IGNORED
+from scao_hf.finetune.isolation import check_isolation
 from scao_hf.finetune.model import check_token_ids, context_length
 
+LEAST_SHARE = 0.02
+"""Of all tokens, those that the loss counts; a smaller share is worth a word."""
+
 _MASKS = ("completion_mask", "assistant_masks")
+_FIRST_OF_A_STREAM = 64
 
 
-def check(trainer: Any, recipe: Recipe, model: Any, funnel: dict[str, int]) -> None:
+def check(trainer: Any, recipe: Recipe, model: Any, funnel: dict[str, int]) -> list[str]:
     """Refuse rows from which nothing could be learned, or at which the model would fail; extends the funnel.
 
+    Returns:
+        What should be known and need not be answered, a sentence each.
+
     Raises:
-        FinetuneError: data.nothing-left, data.all-masked, model.vocabulary, model.context.
+        FinetuneError: data.nothing-left, data.all-masked, data.packing, model.vocabulary, model.context.
     """
-    if not recipe.data.packing:
+    data = recipe.data
+    if data.packing:
+        check_isolation(trainer)
+    else:
         trainer.train_dataset = learnable_rows(trainer.train_dataset)
     if trainer.eval_dataset is not None:
         trainer.eval_dataset = learnable_rows(trainer.eval_dataset)
-    rows = {"training": trainer.train_dataset, "held-out": trainer.eval_dataset}
-    funnel["packed" if recipe.data.packing else "tokenized"] = len(trainer.train_dataset)
-    for name, dataset in rows.items():
-        if dataset is not None:
-            _check_rows(dataset, name, recipe, model, funnel)
+    train = _first_rows(trainer.train_dataset) if data.streaming else trainer.train_dataset
+    if not data.streaming:
+        funnel["packed" if data.packing else "tokenized" if data.max_length is None else "after max_length"] = len(
+            train
+        )
+    rows = {"training": train, "held-out": trainer.eval_dataset}
+    shares = [_check_rows(part, name, recipe, model, funnel) for name, part in rows.items() if part is not None]
+    return few_supervised(shares[0])
 
 
-def _check_rows(dataset: Any, name: str, recipe: Recipe, model: Any, funnel: dict[str, int]) -> None:
+def _first_rows(stream: Any) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list(list(itertools.islice(stream, _FIRST_OF_A_STREAM)))
+
+
+def _check_rows(dataset: Any, name: str, recipe: Recipe, model: Any, funnel: dict[str, int]) -> float:
+    """The share of the tokens that the loss counts, if nothing is wrong with the rows."""
     if len(dataset) == 0:
-        stages = " → ".join(f"{stage} {count}" for stage, count in funnel.items())
-        message = f"no {name} row is left ({stages}): cut to {recipe.data.max_length} tokens, none has a reply to learn"
-        raise FinetuneError("data.nothing-left", message, "raise data.max_length, or data.loss_on=all")
+        raise nothing_left(name, funnel, recipe.data.max_length)
     table = dataset.with_format("arrow")[:]
-    if supervised_tokens(table) == 0:
-        message = f"all labels of the {name} rows are masked: there is nothing to learn"
-        raise FinetuneError("data.all-masked", message, "data.loss_on=all, or check the chat template and the replies")
     lengths = pyarrow.compute.list_value_length(table.column("input_ids"))
+    supervised, tokens = supervised_tokens(table), pyarrow.compute.sum(lengths).as_py()
+    if supervised == 0:
+        raise all_masked(name)
     longest, context = pyarrow.compute.max(lengths).as_py(), context_length(model.config)
     if context is not None and longest > context:
         message = f"a {name} row has {longest} tokens, and the model's context is {context}"
         raise FinetuneError("model.context", message, f"data.max_length={context}")
     largest = pyarrow.compute.max(pyarrow.compute.list_flatten(table.column("input_ids"))).as_py()
     check_token_ids(largest, model)
+    return supervised / tokens
+
+
+def nothing_left(name: str, funnel: dict[str, int], max_length: int | None) -> FinetuneError:
+    """That every row is fully masked once it is cut; `name` is "training" or "held-out"."""
+    stages = f" ({shown_funnel(funnel)})" if funnel else ""
+    message = f"no {name} row is left{stages}: cut to data.max_length={max_length}, none has a token to learn"
+    return FinetuneError("data.nothing-left", message, "raise data.max_length, or data.loss_on=all")
+
+
+def all_masked(name: str) -> FinetuneError:
+    """That no token of any row counts."""
+    message = f"all labels of the {name} rows are masked: there is nothing to learn"
+    hint = "data.loss_on=all, or check the chat template and the replies; `scao-finetune preview` shows them"
+    return FinetuneError("data.all-masked", message, hint)
+
+
+def few_supervised(share: float) -> list[str]:
+    """A sentence for a share of supervised tokens that is hardly meant; none for any other."""
+    if share >= LEAST_SHARE:
+        return []
+    return [f"the loss counts {share:.1%} of the tokens: `scao-finetune preview` shows which, data.loss_on changes it"]
 
 
 def learnable_rows(dataset: Any) -> Any:
     """The rows with a supervised token left after the cut; some releases of TRL keep the others."""
-    columns = [name for name in ("labels", *_MASKS) if name in dataset.column_names]
+    names = dataset.column_names or list(next(iter(dataset)))  # A stream knows them once it is read.
+    columns = [name for name in ("labels", *_MASKS) if name in names]
     if not columns:
         return dataset
     return dataset.filter(lambda *values: _has_supervised_token(columns, values), input_columns=columns)

@@ -281,25 +281,13 @@ class _Run:
     # Everything that can be checked without weights
 
     def _load_light(self) -> None:
-        from scao_hf.finetune import model, settings
-        from scao_hf.finetune.data import prepare_rows
+        from scao_hf.finetune.inputs import load_inputs
 
-        recipe = self.recipe
-        self.device = model.device_of(bool(recipe.training.get("use_cpu")))
-        self.reference = model.model_reference(recipe.model)
-        self.observer.stage("loading the tokenizer")
-        self.config = model.load_config(recipe.model, self.reference)
-        model.check_lengths(self.config, recipe.data.max_length)
-        self.tokenizer: PreTrainedTokenizerBase = model.load_tokenizer(recipe.model, self.reference)
-        self.observer.stage("reading the data")
-        template = model.chat_template(self.tokenizer, recipe.training.get("chat_template_path"))
-        self.rows: Rows = prepare_rows(recipe.data, self.split_seed, template)
-        if not self.rows.conversational and self.tokenizer.eos_token is None:
-            message = "the tokenizer has no end-of-text token, so the model could not learn where a row ends"
-            raise FinetuneError("model.no-eos-token", message, "set eos_token in its tokenizer_config.json")
-        for notice in self.rows.notices:
-            self.observer.notice(notice)
-        self.args = settings.sft_arguments(recipe, self.rows.loss_on, model.computes_in_bfloat16(self.device))
+        inputs = load_inputs(self.recipe, self.split_seed, self.observer)
+        self.device, self.reference, self.config = inputs.device, inputs.reference, inputs.config
+        self.tokenizer: PreTrainedTokenizerBase = inputs.tokenizer
+        self.rows: Rows = inputs.rows
+        self.args = inputs.args
 
     def _load_weights(self) -> None:
         from scao_hf.finetune import model
@@ -308,7 +296,6 @@ class _Run:
         self.model: PreTrainedModel = model.load_model(self.recipe, self.reference, self.config, self.device)
 
     def _build_trainer(self) -> None:
-        from datasets import Dataset
         from peft import LoraConfig
         from transformers import PrinterCallback, ProgressCallback, set_seed
 
@@ -322,8 +309,8 @@ class _Run:
         self.trainer: GuardedTrainer = self._trainer_class()(
             model=self.model,
             args=self.args,
-            train_dataset=Dataset.from_list(self.rows.train),
-            eval_dataset=Dataset.from_list(self.rows.evaluation) if self.rows.evaluation else None,
+            train_dataset=self.rows.training_set(self.args.seed),
+            eval_dataset=self.rows.evaluation_set(),
             processing_class=self.tokenizer,
             peft_config=lora,
             callbacks=[SCAOMonitorCallback()] if self._has_diagnostics() else None,
@@ -331,16 +318,19 @@ class _Run:
         for callback in (PrinterCallback, ProgressCallback):
             self.trainer.remove_callback(callback)
         self.funnel = dict(self.rows.funnel)
-        preflight.check(self.trainer, self.recipe, self.model, self.funnel)
-        self.steps = settings.settle_steps(self.trainer.args, self.recipe, len(self._train_dataset()))
+        for notice in preflight.check(self.trainer, self.recipe, self.model, self.funnel):
+            self.observer.notice(notice)
+        self.steps = settings.settle_steps(self.trainer.args, self.recipe, self._train_rows())
 
     def _trainer_class(self) -> type[GuardedTrainer]:
         from scao_hf.finetune.trainer import GuardedTrainer
 
         return GuardedTrainer
 
-    def _train_dataset(self) -> Any:
-        return self.trainer.train_dataset
+    def _train_rows(self) -> int | None:
+        """Rows of a pass over the training data; None for a stream."""
+        dataset: Any = self.trainer.train_dataset
+        return None if self.rows.stream is not None else len(dataset)
 
     def _has_diagnostics(self) -> bool:
         from scao_hf.hf.options import OPTIMIZERS
@@ -391,9 +381,12 @@ class _Run:
         from scao_hf.finetune.settings import adam_steps, optimizer_options
 
         args, recipe = self.trainer.args, self.recipe
-        rows = len(self._train_dataset())
+        rows = self._train_rows()
         rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         trainable, total = parameter_counts(self.trainer.model)
+        passes = None if rows is None else self.steps * rows_per_step / rows
+        if args.max_steps <= 0:
+            passes = float(args.num_train_epochs)
         return RunInfo(
             recipe=recipe.name,
             output_dir=self.output_dir,
@@ -409,7 +402,7 @@ class _Run:
             eval_rows=len(self.rows.evaluation),
             rows_per_step=rows_per_step,
             total_steps=self.steps,
-            epochs=self.steps * rows_per_step / rows if args.max_steps > 0 else float(args.num_train_epochs),
+            epochs=passes,
             trainable_parameters=trainable,
             total_parameters=total,
             lr_warmup_steps=int(args.warmup_steps),

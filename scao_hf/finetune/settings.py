@@ -89,8 +89,10 @@ def sft_arguments(recipe: Recipe, loss_on: str, mixed_precision: bool) -> Any:
         raise FinetuneError("extra.missing", str(error).strip().splitlines()[0], "install what is named") from error
 
 
-def total_steps(args: Any, rows: int) -> int:
-    """Optimizer steps of a run over so many rows, as transformers counts them."""
+def total_steps(args: Any, rows: int | None) -> int:
+    """Optimizer steps of a run over so many rows, as transformers counts them; None for a stream with `max_steps`."""
+    if rows is None:
+        return int(args.max_steps)
     per_pass = args.per_device_train_batch_size * args.world_size
     batches = rows // per_pass if args.dataloader_drop_last else math.ceil(rows / per_pass)
     steps_per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
@@ -123,7 +125,7 @@ def adam_steps(optimizer: str, options: Mapping[str, Any]) -> int | None:
     return adam_steps_of(optimizer, options)
 
 
-def settle_steps(args: Any, recipe: Recipe, rows: int) -> int:
+def settle_steps(args: Any, recipe: Recipe, rows: int | None) -> int:
     """Fill the warm-ups of `args` in, and return the number of steps."""
     steps = total_steps(args, rows)
     args.warmup_steps = lr_warmup_steps(recipe, steps)

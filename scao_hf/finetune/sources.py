@@ -1,13 +1,8 @@
-"""Rows from files and from the hub, each with the place it came from, so that an error can name it.
-
-Rows are held in memory: fine-tuning sets fit, and every error can then name a row.
-"""
+"""Rows from files and from the hub, each with the place it came from, so that an error can name it."""
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,31 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from scao_hf.finetune import embedded
-from scao_hf.finetune.errors import FinetuneError, Location
+from scao_hf.finetune.errors import FinetuneError
+from scao_hf.finetune.file_readers import SUFFIXES, Row, read_file
 from scao_hf.finetune.schema import closest
 
 EMBEDDED = "embedded:"
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row as it was read."""
+class Source:
+    """Where rows come from; each call of `rows` reads them from the start."""
 
-    values: dict[str, Any]
-    place: str
-    """"data.jsonl:12" for a line, "data.parquet row 12" otherwise; rows and lines count from one."""
+    rows: Callable[[], Iterator[Row]]
+    name: str
+    """The source as the user gave it."""
+    fingerprint: str
+    """sha256 of the files' bytes (streamed: of their sizes and times), or the hub dataset's own fingerprint."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one source."""
+    """Rows of one source, held in memory."""
 
     rows: list[Row]
     name: str
-    """The source as the user gave it."""
     fingerprint: str
-    """sha256 of the files' bytes, or the hub dataset's own fingerprint."""
 
     @property
     def columns(self) -> list[str]:
@@ -54,22 +49,41 @@ def read_table(path: str, name: str | None, split: str, max_rows: int | None) ->
     Args:
         path: as in `data.path`.
         name: configuration of a hub dataset.
-        split: split of a hub dataset; files have none.
+        split: split of a hub dataset or of a directory.
         max_rows: rows to read at most; None for all.
 
     Raises:
-        FinetuneError: kind "data": missing-file, malformed, empty, not-found, offline, ...
+        FinetuneError: kind "data": missing-file, malformed, empty, split, not-found, offline, ...
+    """
+    return first_rows(open_source(path, name, split), max_rows)
+
+
+def first_rows(source: Source, max_rows: int | None) -> Table:
+    """The first rows of a source, or all of them.
+
+    Raises:
+        FinetuneError: data.empty, and what reading raises.
+    """
+    table = Table(list(itertools.islice(source.rows(), max_rows)), source.name, source.fingerprint)
+    if not table.rows:
+        raise FinetuneError("data.empty", f"{source.name} has no rows", "give data with at least one row")
+    return table
+
+
+def open_source(path: str, name: str | None, split: str, *, streaming: bool = False) -> Source:
+    """Find a source without reading its rows, as far as its kind allows; see `read_table`.
+
+    Args:
+        streaming: read rows of the hub as they are asked for, and take a fingerprint without reading the files.
     """
     local = local_path(path)
     if local is None:
-        table = _read_hub(path, name, split, max_rows)
-    else:
-        files = _files_of(local)
-        rows = list(itertools.islice(itertools.chain.from_iterable(map(_read_file, files)), max_rows))
-        table = Table(rows, path, _fingerprint(files))
-    if not table.rows:
-        raise FinetuneError("data.empty", f"{path} has no rows", "give data with at least one row")
-    return table
+        return _hub_source(path, name, split, streaming)
+    if local.is_dir() and is_saved_dataset(local):
+        return _saved_source(local, path, split)
+    files = local_files(local, split)
+    fingerprint = (_cheap_fingerprint if streaming else _fingerprint)(files)
+    return Source(lambda: itertools.chain.from_iterable(map(read_file, files)), path, fingerprint)
 
 
 def local_path(path: str) -> Path | None:
@@ -102,10 +116,9 @@ def _embedded_dataset(name: str) -> Path:
 
 def _missing(path: Path) -> FinetuneError:
     folder = path.parent
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    near = closest(path.name, names)
+    near = nearest_file(path)
     if near is not None:
-        hint = f"did you mean {folder / near}?"
+        hint = f"did you mean {near}?"
     elif folder.is_dir():
         hint = f"the current directory is {Path.cwd()}"
     else:
@@ -113,115 +126,94 @@ def _missing(path: Path) -> FinetuneError:
     return FinetuneError("data.missing-file", f"no such file: {path}", hint)
 
 
-def _files_of(path: Path) -> list[Path]:
+def nearest_file(path: Path) -> Path | None:
+    """The file that a wrong path may have meant: one of nearly its name beside it, else of its name one folder away."""
+    folder = path.parent if path.parent.is_dir() else Path()
+    near = closest(path.name, _names_in(folder))
+    if near is not None:
+        return folder / near
+    inside = (entry / path.name for name in _names_in(folder) if (entry := folder / name).is_dir())
+    return next((found for found in (*inside, folder.absolute().parent / path.name) if found.is_file()), None)
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except OSError:
+        return []
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote a directory."""
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    )
+
+
+def local_files(path: Path, split: str) -> list[Path]:
+    """The file, or the files of a directory that belong to a split, in order.
+
+    Names and folders such as `train.jsonl`, `test-00000.parquet` or `test/` make splits, as on the hub; a directory
+    without any such name is one split, `train`.
+
+    Raises:
+        FinetuneError: data.unknown-kind, data.missing-file, data.split.
+    """
     if path.is_file():
-        if path.suffix not in _READERS:
+        if path.suffix not in SUFFIXES:
             message = f"{path} is not of a kind that can be read"
             raise FinetuneError("data.unknown-kind", message, f"give one of {', '.join(SUFFIXES)}")
         return [path]
-    files = sorted(entry for entry in path.iterdir() if entry.suffix in _READERS)
-    if not files:
+    splits = splits_of(path)
+    if not splits:
         message = f"the directory {path} holds none of {', '.join(SUFFIXES)}"
         raise FinetuneError("data.missing-file", message, "give a file, or a directory of such files")
-    return files
+    if split not in splits:
+        message = f"the directory {path} has no split {split!r}; its files make {', '.join(splits)}"
+        raise FinetuneError("data.split", message, "set data.split or data.eval_split to one of these")
+    return splits[split]
 
 
-def _read_file(path: Path) -> Iterator[Row]:
-    try:
-        yield from _READERS[path.suffix](path)
-    except UnicodeDecodeError as error:
-        message = f"{path} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at position {error.start}"
-        raise FinetuneError("data.malformed", message, "convert it to UTF-8") from error
-    except PermissionError as error:
-        raise FinetuneError("data.unreadable", f"no permission to read {path}", "change the file's mode") from error
-
-
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield Row(_json_object(line.rstrip("\n"), path, number), f"{path}:{number}")
-
-
-def _json_object(line: str, path: Path, number: int) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        place = Location(str(path), number, error.colno, line[:200])
-        hint = "each line of a .jsonl file is one JSON object"
-        raise FinetuneError("data.malformed", f"invalid JSON ({error.msg})", hint, place) from error
-    if not isinstance(value, dict):
-        place = Location(str(path), number, 1, line[:200])
-        hint = 'write {"text": ...} or another format\'s columns'
-        raise FinetuneError("data.malformed", f"a row must be a JSON object, got {_kind(value)}", hint, place)
-    return value
-
-
-def _read_json(path: Path) -> Iterator[Row]:
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.strip():
-        return
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # One object a line: JSON lines under another name.
-            yield from _read_jsonl(path)
-            return
-        place = Location(str(path), error.lineno, error.colno, text.splitlines()[error.lineno - 1][:200])
-        raise FinetuneError("data.malformed", f"invalid JSON ({error.msg})", "mend the file", place) from error
-    rows = [value] if isinstance(value, dict) else value
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        message = f"{path} must hold a list of JSON objects, got {_kind(value)}"
-        raise FinetuneError("data.malformed", message, 'write [{"text": ...}, ...]')
-    yield from (Row(row, f"{path} row {number}") for number, row in enumerate(rows, start=1))
-
-
-def _read_csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
-        try:
-            for row in reader:
-                _check_csv_row(row, path, reader.line_num)
-                yield Row(row, f"{path}:{reader.line_num}")
-        except csv.Error as error:
-            place = Location(str(path), reader.line_num)
-            raise FinetuneError("data.malformed", f"invalid CSV ({error})", "check the quotes", place) from error
-
-
-def _check_csv_row(row: dict[Any, Any], path: Path, line: int) -> None:
-    columns = len([name for name in row if name is not None])
-    found = columns + len(row.get(None, ())) - sum(value is None for value in row.values())
-    if found != columns:
-        message = f"the row has {found} fields, the header has {columns}"
-        raise FinetuneError("data.malformed", message, "quote fields that hold commas", Location(str(path), line))
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow
-    from pyarrow import parquet
+def splits_of(folder: Path) -> dict[str, list[Path]]:
+    """The files of a directory by split, by the patterns of `datasets`."""
+    from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
 
     try:
-        rows = parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise FinetuneError("data.malformed", f"{path} is not a parquet file: {error}", "write it again") from error
-    yield from (Row(row, f"{path} row {number}") for number, row in enumerate(rows, start=1))
+        patterns = get_data_patterns(str(folder))
+    except EmptyDatasetError:
+        return {}
+    splits = {}
+    for split, globs in patterns.items():
+        found = {Path(file) for glob in globs for file in _resolved(resolve_pattern, glob, folder)}
+        splits[str(split)] = sorted(folder / file.relative_to(folder.absolute()) for file in found)
+    return {split: files for split, files in splits.items() if files}
 
 
-def _read_text(path: Path) -> Iterator[Row]:
-    """Paragraphs: pieces between empty lines, each a row."""
-    paragraphs = (piece.strip() for piece in path.read_text(encoding="utf-8-sig").split("\n\n"))
-    kept = (piece for piece in paragraphs if piece)
-    yield from (Row({"text": piece}, f"{path} paragraph {number}") for number, piece in enumerate(kept, start=1))
+def _resolved(resolve_pattern: Callable[..., list[str]], glob: str, folder: Path) -> list[Path]:
+    try:
+        files = map(Path, resolve_pattern(glob, str(folder.absolute())))
+    except FileNotFoundError:  # One of several patterns of a split may find nothing.
+        return []
+    return [file for file in files if file.suffix in SUFFIXES]
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".json": _read_json,
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-    ".txt": _read_text,
-}
+def _saved_source(folder: Path, path: str, split: str) -> Source:
+    import datasets
+
+    saved = datasets.load_from_disk(str(folder))
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            message = f"{path} has no split {split!r}; it holds {', '.join(saved)}"
+            raise FinetuneError("data.split", message, "set data.split or data.eval_split to one of these")
+        saved = saved[split]
+    return _dataset_source(saved, path)
+
+
+def _dataset_source(dataset: Any, path: str) -> Source:
+    def rows() -> Iterator[Row]:
+        return (Row(dict(values), f"{path} row {number}") for number, values in enumerate(dataset, 1))
+
+    return Source(rows, path, f"datasets:{dataset._fingerprint}")
 
 
 def _fingerprint(files: Sequence[Path]) -> str:
@@ -234,18 +226,28 @@ def _fingerprint(files: Sequence[Path]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _read_hub(path: str, name: str | None, split: str, max_rows: int | None) -> Table:
+def _cheap_fingerprint(files: Sequence[Path]) -> str:
+    listed = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return f"files:{sha256(repr(listed).encode()).hexdigest()}"
+
+
+def _hub_source(path: str, name: str | None, split: str, streaming: bool) -> Source:
     import datasets
 
     try:
-        dataset = datasets.load_dataset(path, name, split=split)
+        dataset = datasets.load_dataset(path, name, split=split, **({"streaming": True} if streaming else {}))
     except (OSError, ValueError) as error:
         raise _hub_error(path, name, split, error) from error
-    if not isinstance(dataset, datasets.Dataset):
+    if isinstance(dataset, datasets.Dataset):
+        return _dataset_source(dataset, path)
+    if not isinstance(dataset, datasets.IterableDataset):
         raise FinetuneError("data.not-found", f"{path} has no plain split {split!r}", "set data.split")
-    count = len(dataset) if max_rows is None else min(max_rows, len(dataset))
-    rows = [Row(dict(values), f"{path} row {number}") for number, values in enumerate(dataset.select(range(count)), 1)]
-    return Table(rows, path, f"datasets:{dataset._fingerprint}")
+
+    def rows() -> Iterator[Row]:
+        return (Row(dict(values), f"{path} row {number}") for number, values in enumerate(dataset, 1))
+
+    version = sha256(repr((path, name, split, dataset.info.version, dataset.info.features)).encode()).hexdigest()
+    return Source(rows, path, f"stream:{version}")
 
 
 def _hub_error(path: str, name: str | None, split: str, error: Exception) -> FinetuneError:
@@ -259,16 +261,13 @@ def _hub_error(path: str, name: str | None, split: str, error: Exception) -> Fin
     if _is_offline() or "reach" in text or isinstance(error, ConnectionError):
         message = f"the dataset {path} is not in the cache and the hub cannot be reached"
         return FinetuneError("data.offline", message, "go online once, or give a local file as data.path")
+    near = nearest_file(Path(path))
     message = f"no dataset {path} on the hub, and no such file here"
-    return FinetuneError("data.not-found", message, f"check the name; the current directory is {Path.cwd()}")
+    hint = f"did you mean {near}?" if near else f"check the name; the current directory is {Path.cwd()}"
+    return FinetuneError("data.not-found", message, hint)
 
 
 def _is_offline() -> bool:
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
-
-
-def _kind(value: Any) -> str:
-    kinds = {str: "text", bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return kinds.get(type(value), "null")

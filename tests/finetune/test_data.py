@@ -126,7 +126,7 @@ def test_held_out_rows_are_chosen_by_the_seed_and_shared_with_no_training_row(te
     assert first.evaluation != other.evaluation
     assert (len(first.train), len(first.evaluation)) == (18, 6)
     assert not {row["text"] for row in first.train} & {row["text"] for row in first.evaluation}
-    assert first.funnel == {"read": 24, "usable": 24, "for training": 18}
+    assert first.funnel == {"read": 24, "parsed": 24, "formatted": 24, "for training": 18}
 
 
 def test_an_eval_file_is_read_in_the_same_format(rows_file: Callable[..., Path]) -> None:
@@ -141,7 +141,7 @@ def test_max_samples_reads_from_the_start(texts: Path) -> None:
 def test_empty_rows_are_left_out_counted_and_noticed(rows_file: Callable[..., Path]) -> None:
     rows = prepare(rows_file([{"text": "a"}, {"text": "  "}, {"text": None}]), NONE)
     assert len(rows.train) == 1
-    assert rows.funnel == {"read": 3, "usable": 1}
+    assert rows.funnel == {"read": 3, "parsed": 3, "formatted": 1}
     assert "2 of 3 rows left out" in rows.notices[0]
 
 
@@ -213,7 +213,10 @@ def test_a_value_of_the_wrong_type_is_named_with_its_row(rows_file: Callable[...
     path = rows_file([{"text": "a"}, {"text": 5}, {"text": [1]}])
     error = refusal(path, NONE)
     assert (error.code, error.exit_code) == ("data.wrong-type", 3)
-    assert error.message == f"{path}:2: column 'text' must be text, got 5 (int) (2 of 3 rows are like this)"
+    assert error.message == (
+        f"{path}:2: column 'text' must be text, got 5 (int); the column holds 1 str, 1 int, 1 list ({path}:2, {path}:3)"
+    )
+    assert error.hint == "mend or remove these rows, or leave them out: data.skip_bad_rows=true"
 
 
 @pytest.mark.parametrize(
@@ -240,7 +243,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, name: str, content: str) -> No
 def test_rows_with_nothing_to_learn_are_refused(rows_file: Callable[..., Path]) -> None:
     error = refusal(rows_file([{"messages": [{"role": "user", "content": "hello?"}]}]))
     assert (error.code, error.exit_code) == ("data.nothing-left", 3)
-    assert "read 1 rows, and none has anything to learn" in error.message
+    assert "read 1 → parsed 1 → formatted 0: no row has anything to learn" in error.message
 
 
 def test_preference_pairs_are_refused_with_a_way_out(rows_file: Callable[..., Path]) -> None:
@@ -268,7 +271,8 @@ def test_a_chat_needs_a_template(chats: Path) -> None:
             "assistant",
             PLAIN,
             "model.template-without-mask",
-            "data.loss_on=completion learns the last reply",
+            "data.loss_on=completion learns the last reply; or training.chat_template_path=FILE.jinja, a template with "
+            "{% generation %} and {% endgeneration %} around the assistant's words",
         ),
     ],
 )

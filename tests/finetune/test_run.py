@@ -127,7 +127,13 @@ def test_the_observer_is_told_of_every_step_evaluation_and_file(finished: tuple[
     assert recorder.steps[-1].tokens == report.tokens
     assert recorder.info is not None
     assert recorder.info.total_steps == 3
-    assert recorder.info.funnel == {"read": 24, "usable": 24, "for training": 20, "tokenized": 20}
+    assert recorder.info.funnel == {
+        "read": 24,
+        "parsed": 24,
+        "formatted": 24,
+        "for training": 20,
+        "after max_length": 20,
+    }
     assert recorder.info.loss_on == "assistant"
 
 
@@ -309,7 +315,7 @@ def test_rows_that_the_cut_leaves_nothing_of_are_refused(recipe_file: Path, rows
     error = refusal(recipe_file, f"data.path={data}")
     assert (error.code, error.exit_code) == ("data.nothing-left", 3)
     assert error.hint == "raise data.max_length, or data.loss_on=all"
-    assert "read 8 → usable 8 → for training 4 → tokenized 0" in error.message
+    assert "read 8 → parsed 8 → formatted 8 → for training 4 → after max_length 0" in error.message
     assert not (recipe_file.parent / "run").exists()
 
 
