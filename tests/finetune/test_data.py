@@ -219,6 +219,41 @@ def test_a_value_of_the_wrong_type_is_named_with_its_row(rows_file: Callable[...
     assert error.hint == "mend or remove these rows, or leave them out: data.skip_bad_rows=true"
 
 
+def test_rows_of_the_wrong_type_are_left_out_and_counted_where_that_is_asked_for(
+    rows_file: Callable[..., Path],
+) -> None:
+    path = rows_file([{"text": "a"}, {"text": 5}, {"text": ""}, {"text": [1]}])
+    rows = prepare(path, NONE, skip_bad_rows=True)
+    assert rows.train == [{"text": "a"}]
+    assert rows.places == (f"{path}:1",)
+    assert rows.funnel == {"read": 4, "parsed": 2, "formatted": 1}
+    assert f"2 of 4 rows left out, whose values are of the wrong type ({path}:2, {path}:4)" in rows.notices[0]
+    assert f"1 of 4 rows left out, with nothing to learn ({path}:3)" in rows.notices[1]
+
+
+def test_a_prompt_of_messages_and_a_completion_of_text_make_a_chat(rows_file: Callable[..., Path]) -> None:
+    rows = prepare(rows_file([{"prompt": CHAT[:1], "completion": "A"}, {"prompt": "Q", "completion": CHAT[1:]}]))
+    assert rows.conversational
+    assert rows.train == [{"prompt": CHAT[:1], "completion": CHAT[1:]}] * 2
+    assert (
+        "the tokenizer has no chat template"
+        in refusal(rows_file([{"prompt": CHAT[:1], "completion": "A"}]), NONE).message
+    )
+
+
+def test_rows_of_text_and_rows_of_messages_are_not_mixed(rows_file: Callable[..., Path]) -> None:
+    path = rows_file([{"prompt": "Q", "completion": "A"}, {"prompt": CHAT[:1], "completion": "A"}])
+    error = refusal(path)
+    assert error.code == "data.wrong-type"
+    assert error.message == (f"{path}:2: this row's prompt or completion is messages, and that of {path}:1 text")
+
+
+def test_preference_pairs_of_whole_chats_are_mapped_to_messages(rows_file: Callable[..., Path]) -> None:
+    path = rows_file([{"chosen": CHAT, "rejected": CHAT}])
+    assert refusal(path).hint == "to learn the chosen ones: data.column_mapping='{messages: chosen}'"
+    assert prepare(path, column_mapping={"messages": "chosen"}).train == [{"messages": CHAT}]
+
+
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
@@ -309,6 +344,21 @@ def test_a_dataset_that_cannot_be_reached_is_refused(monkeypatch: pytest.MonkeyP
     error = refusal("some/dataset")
     assert (error.code, error.exit_code) == ("data.offline", 3)
     assert error.message == "the dataset some/dataset is not in the cache and the hub cannot be reached"
+
+
+def test_a_name_that_is_neither_on_the_hub_nor_here_suggests_a_file(
+    rows_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    def unknown(*_args: object, **_options: object) -> None:
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'rows' doesn't exist on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unknown)
+    monkeypatch.setattr("scao_hf.finetune.sources._is_offline", lambda: False)
+    monkeypatch.chdir(rows_file([{"text": "a"}], "rows1.jsonl").parent)
+    error = refusal("rows.json1")
+    assert (error.code, error.hint) == ("data.not-found", "did you mean rows1.jsonl?")
 
 
 def test_rows_of_a_hub_dataset_are_read_by_name_and_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -319,6 +319,15 @@ def test_rows_that_the_cut_leaves_nothing_of_are_refused(recipe_file: Path, rows
     assert not (recipe_file.parent / "run").exists()
 
 
+def test_a_run_that_trains_hardly_any_token_says_so(recipe_file: Path, rows_file: Callable[..., Path]) -> None:
+    data = rows_file([{"prompt": "x" * 124, "completion": "y"} for _ in range(8)], "long.jsonl")
+    recorder = Recorder()
+    finetune(load_recipe(str(recipe_file), [f"data.path={data}", "data.max_length=128", "max_steps=1"]), recorder)
+    assert [notice for notice in recorder.notices if "of the tokens" in notice] == [
+        "the loss counts 1.6% of the tokens: `scao-finetune preview` shows which, data.loss_on changes it"
+    ]
+
+
 def test_rows_whose_labels_are_all_masked_are_refused(
     recipe_file: Path, tiny_model: Path, chats: Path, tmp_path: Path
 ) -> None:

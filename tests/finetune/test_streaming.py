@@ -55,12 +55,12 @@ def test_only_the_start_of_a_stream_is_read_before_the_run(tmp_path: Path) -> No
     )
     skipping = streamed(path, skip_bad_rows=True).stream
     assert skipping is not None
-    with pytest.raises(FinetuneError, match="late.jsonl:202:11: invalid JSON"):
+    with pytest.raises(FinetuneError, match=r"late\.jsonl:202:10: invalid JSON"):
         list(skipping)
 
 
 def test_a_run_trains_on_a_stream(recipe_file: Path) -> None:
-    report = finetune(load_recipe(str(recipe_file), ["data.streaming=true", "training.save_steps=2"]))
+    report = finetune(load_recipe(str(recipe_file), ["data.streaming=true"]))
     assert report.steps == 3
     assert report.final_eval_loss is not None
     assert report.final_eval_loss < (report.initial_eval_loss or 0.0)
@@ -84,6 +84,23 @@ def test_a_stream_is_previewed_from_its_start(recipe_file: Path) -> None:
     found = preview(load_recipe(str(recipe_file), ["data.streaming=true"]), rows=10)
     assert (found.training_rows, found.counts.rows, found.eval_rows) == (None, 10, 4)
     assert found.samples[0].place.endswith(":5")
+
+
+def test_a_dataset_of_the_hub_is_streamed_by_the_hubs_own_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+
+    def load(path: str, name: str | None, split: str, streaming: bool) -> datasets.IterableDataset:
+        asked.append((path, name, split, streaming))
+        return datasets.IterableDataset.from_generator(lambda: iter(TEXTS))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    rows = prepare_rows(DataSection(path="some/dataset", streaming=True), 0, Template(True, True))
+    assert asked == [("some/dataset", None, "train", True)]
+    assert rows.stream is not None
+    assert list(rows.stream) == TEXTS
+    assert rows.places[0] == "some/dataset row 1"
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_tool_calls_reach_the_template_with_their_own_arguments_alone(
         [
             row({"a": 1}, tools=[{"name": "f"}]),
             row({"b": "x"}),
-            {"messages": row({})["messages"][:1] + [{"role": "assistant", "content": "no"}]},
+            {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "no"}]},
         ]
     )
     given = [f"data.path={path}", f"chat_template_path={tmp_path / 'tools.jinja'}", "data.test_split_size=null"]
