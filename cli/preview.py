@@ -14,7 +14,6 @@ from .console import console_for, tell
 from .documents import print_document
 from .failures import print_failure
 from .options import AsJson, Data, Debug, Model, Offline, Overrides, Quiet, as_override, go_offline, joined
-from .progress import progress_for
 
 WITHOUT_RECIPE = "lora-sft"
 HOLDING_NOTHING_OUT = ["data.test_split_size=null", "training.eval_strategy=no"]
@@ -66,6 +65,8 @@ def preview(
         raise typer.BadParameter("give a recipe, or data to look at: --data FILE", context)
     if offline:
         go_offline()
+    from .progress import progress_for
+
     defaults = HOLDING_NOTHING_OUT if recipe is None else []
     given = joined(as_override("model.model_name_or_path", model), as_override("data.path", data), overrides or [])
     with progress_for(context.obj, quiet=quiet) as progress:

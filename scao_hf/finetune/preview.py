@@ -133,8 +133,11 @@ class _Heard(Observer):
     """Passes stages on and keeps notices, which belong to the result."""
 
     def __init__(self, observer: Observer) -> None:
-        self.stage = observer.stage  # type: ignore[method-assign]
+        self.observer = observer
         self.notices: list[str] = []
+
+    def stage(self, text: str) -> None:
+        self.observer.stage(text)
 
     def notice(self, text: str) -> None:
         self.notices.append(text)

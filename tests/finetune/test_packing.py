@@ -59,6 +59,11 @@ def test_running_text_may_see_what_comes_before() -> None:
     check_isolation(packing_trainer(bloom(), "wrapped"))
 
 
+def test_a_model_without_weights_is_not_asked() -> None:
+    with torch.device("meta"):
+        check_isolation(packing_trainer(bloom()))
+
+
 def test_wrapped_packing_is_refused_for_rows_that_have_a_reply(recipe_file: Path, chats: Path) -> None:
     overrides = [f"data.path={chats}", "data.packing=true", "training.packing_strategy=wrapped"]
     with pytest.raises(FinetuneError) as caught:
