@@ -53,5 +53,7 @@ def _logits(model: Any, trainer: Any, start: int, lengths: list[int]) -> torch.T
     device = next(model.parameters()).device
     inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
     inputs.pop("labels")
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=trainer.args.bf16):
+    args = trainer.args
+    dtype = torch.bfloat16 if args.bf16 else torch.float16
+    with torch.autocast(device.type, dtype=dtype, enabled=args.bf16 or args.fp16):
         return model(**inputs, use_cache=False).logits[0, -_LENGTH:].float()

@@ -20,7 +20,7 @@ from scao_hf.finetune.run import finetune
 def packing_trainer(model: Any, strategy: str = "bfd") -> Any:
     return SimpleNamespace(
         model=model,
-        args=SimpleNamespace(packing_strategy=strategy, bf16=False),
+        args=SimpleNamespace(packing_strategy=strategy, bf16=False, fp16=False),
         accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped),
         data_collator=DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True),
     )
