@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
+from scao_hf.finetune.observer import rows_in_words, steps_in_words
+
 from . import figures
 from .console import Glyphs, console_for, glyphs_of, is_terminal, say
 
@@ -66,11 +68,9 @@ def plan_rows(info: RunInfo, glyphs: Glyphs) -> list[tuple[str, str]]:
     share = info.trainable_parameters / max(1, info.total_parameters)
     dot = f" {glyphs.dot} "
     trained = f"{figures.count(info.trainable_parameters)} of {figures.count(info.total_parameters)} parameters train"
-    rows_read = "rows streamed" if info.train_rows is None else f"{info.train_rows} rows to train on"
-    data = [info.dataset, info.dataset_format, f"{rows_read}, {info.eval_rows} held out"]
+    data = [info.dataset, info.dataset_format, f"{rows_in_words(info.train_rows)}, {info.eval_rows} held out"]
     steps = [
-        f"{info.total_steps} of {info.rows_per_step} rows"
-        + ("" if info.epochs is None else f" ({info.epochs:.3g} epochs)"),
+        steps_in_words(info.total_steps, info.rows_per_step, info.epochs),
         f"learning rate {info.learning_rate:g} after {counted(info.lr_warmup_steps, 'warm-up step')}",
         optimizer_plan(info),
     ]

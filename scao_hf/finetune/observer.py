@@ -38,6 +38,16 @@ class RunInfo:
     """Rows left after each stage of reading, in order: read, parsed, formatted, ...; empty for a stream."""
 
 
+def rows_in_words(train_rows: int | None) -> str:
+    """`812 rows to train on`, or that nobody has counted them."""
+    return "rows streamed" if train_rows is None else f"{train_rows} rows to train on"
+
+
+def steps_in_words(total_steps: int, rows_per_step: int, epochs: float | None) -> str:
+    """`60 of 8 rows (0.591 epochs)`; of a stream without the epochs."""
+    return f"{total_steps} of {rows_per_step} rows" + ("" if epochs is None else f" ({epochs:.3g} epochs)")
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
     """One logging step. Losses are nats per supervised token; times are seconds of training, evaluation left out."""

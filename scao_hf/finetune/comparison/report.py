@@ -15,6 +15,7 @@ from scao_hf.finetune.comparison.protocol import LEAST_SEEDS
 from scao_hf.finetune.comparison.runs import Run, plain
 from scao_hf.finetune.comparison.statistics import Estimate
 from scao_hf.finetune.comparison.tuning import RATE
+from scao_hf.finetune.observer import rows_in_words, steps_in_words
 from scao_hf.finetune.recipes import resolved_yaml
 
 RESULTS = "results.json"
@@ -212,13 +213,13 @@ def _settings(outcome: Outcome) -> list[tuple[str, str]]:
     """What all runs have in common, as a person reads it."""
     facts, training = outcome.facts, outcome.recipe.training
     share = f"{facts['trainable_parameters']:,} of {facts['total_parameters']:,} parameters"
-    steps = f"{facts['total_steps']} of {facts['rows_per_step']} rows ({facts['epochs']:.3g} epochs)"
+    steps = steps_in_words(facts["total_steps"], facts["rows_per_step"], facts["epochs"])
     schedule = f"{training.get('lr_scheduler_type', 'linear')}; steps of warm-up: {facts['lr_warmup_steps']}"
     clipping = next(iter(conditions(outcome).values()))["clipping"]
     return [
         ("Recipe", outcome.recipe.name),
         ("Model", f"{facts['model']}; {share} train"),
-        ("Data", f"{facts['dataset']} ({facts['dataset_format']}), {facts['train_rows']} rows to train on"),
+        ("Data", f"{facts['dataset']} ({facts['dataset_format']}), {rows_in_words(facts['train_rows'])}"),
         ("Judged by", f"{facts['eval_rows']} held-out rows, the same for every run; loss on: {facts['loss_on']}"),
         ("Steps", steps),
         ("Schedule", schedule),

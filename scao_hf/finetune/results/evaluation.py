@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from scao_hf.finetune import model as models
 from scao_hf.finetune import preflight, settings
 from scao_hf.finetune.config import Recipe
-from scao_hf.finetune.data import Rows, prepare_rows
+from scao_hf.finetune.data import Rows, as_dataset, prepare_rows
 from scao_hf.finetune.errors import FinetuneError
 from scao_hf.finetune.reader import read_recipe
 from scao_hf.finetune.recipes import load_recipe
@@ -142,7 +142,9 @@ def _evaluated(
 
     stage("reading the data")
     template = models.chat_template(tokenizer, recipe.training.get("chat_template_path"))
-    rows = prepare_rows(recipe.data, int(recipe.training.get("seed", 42)), template)
+    # The rows that a stream holds out are its first ones; of any other data, all are asked for.
+    data = recipe.data if held_out else replace(recipe.data, streaming=False)
+    rows = prepare_rows(data, int(recipe.training.get("seed", 42)), template)
     chosen = rows.evaluation if held_out else rows.train
     stage("loading the model")
     model = load()
@@ -175,8 +177,6 @@ def _trainer(
     device: torch.device,
 ) -> Any:
     """A trainer that never trains: its tokenization and its loss are those of a run."""
-    from datasets import Dataset
-
     idle = {
         "output_dir": str(folder),
         "optim": "adamw_torch",
@@ -185,13 +185,14 @@ def _trainer(
         "load_best_model_at_end": False,
         "report_to": "none",
     }
-    recipe = replace(recipe, data=replace(recipe.data, packing=False), training={**recipe.training, **idle})
+    data = replace(recipe.data, packing=False, streaming=False)
+    recipe = replace(recipe, data=data, training={**recipe.training, **idle})
     trainer = kind(
         model=model,
         args=settings.sft_arguments(recipe, rows.loss_on, models.computes_in_bfloat16(device)),
         # TRL insists on rows to train on.
-        train_dataset=Dataset.from_list(chosen[:1]),
-        eval_dataset=Dataset.from_list(chosen),
+        train_dataset=as_dataset(chosen[:1]),
+        eval_dataset=as_dataset(chosen),
         processing_class=tokenizer,
     )
     trainer.train_dataset = trainer.eval_dataset

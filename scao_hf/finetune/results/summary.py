@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scao_hf.finetune.layout import RESOLVED
+from scao_hf.finetune.observer import rows_in_words
 from scao_hf.finetune.results.folder import RunFolder
 from scao_hf.finetune.units import counted
 
@@ -52,7 +53,7 @@ def _settings(info: Mapping[str, Any], recipe: Mapping[str, Any], run: RunFolder
     yield "Trained", f"{info['trainable_parameters']:,} of {info['total_parameters']:,} parameters"
     if lora := recipe.get("lora"):
         yield "Adapter", pairs({name: lora[name] for name in _LORA if lora.get(name) not in (None, False)})
-    yield "Data", f"{public_name(info['dataset'])} ({info['dataset_format']}), {info['train_rows']} rows to train on"
+    yield "Data", f"{public_name(info['dataset'])} ({info['dataset_format']}), {rows_in_words(info['train_rows'])}"
     yield "Held out", f"{info['eval_rows']} rows" if info["eval_rows"] else "nothing"
     yield "Loss on", {"all": "all tokens", "completion": "completions", "assistant": "assistant turns"}[info["loss_on"]]
     yield "Optimizer", str(info["optimizer"])
