@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written aside, marked as complete, moved into place; what is not complete is never resumed from."""
+"""Checkpoints on disk: written aside, marked as complete, moved into place; only complete ones are resumed from."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class Interrupted(FinetuneError):
     Args:
         signal_name: "SIGINT" (exit code 130) or "SIGTERM" (143).
         step: whole steps made.
-        checkpoint: the checkpoint saved on the way out, or the last one of a run stopped at once; None if there is none.
+        checkpoint: saved on the way out, or the last one of a run that was stopped at once; None if there is none.
         at_once: whether the step in hand was given up.
         weights: what was saved of a run whose steps were all made.
     """

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from scao_hf.finetune.checkpoints import checkpoint_path, is_complete
+from scao_hf.finetune.checkpoints import checkpoint_path
 from scao_hf.finetune.observer import EvalMetrics
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from scao_hf.finetune.trainer import GuardedTrainer
 
 
@@ -102,7 +101,7 @@ class Ledger(TrainerCallback, ExportableState):
         self._restore(state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {}))
         self._restore_others(state)
         self._find_best(state)
-        _scale_learning_rates(kwargs["optimizer"], kwargs["lr_scheduler"], self.learning_rate_factor)
+        _set_learning_rates(kwargs["optimizer"], kwargs["lr_scheduler"], self.learning_rate_factor)
         if state.global_step >= state.max_steps or self.trainer.stopped_early():
             raise NothingLeft
 
@@ -127,21 +126,21 @@ class Ledger(TrainerCallback, ExportableState):
     def _find_best(self, state: Any) -> None:
         """The best checkpoint where it lies now: a folder may have been moved since."""
         if state.best_global_step:
-            path: Path = checkpoint_path(self.trainer.folder, state.best_global_step)
-            state.best_model_checkpoint = str(path) if is_complete(path) else None
+            path = checkpoint_path(self.trainer.folder, state.best_global_step)
+            state.best_model_checkpoint = str(path) if path.is_dir() else None
 
 
-def _scale_learning_rates(optimizer: Any, scheduler: Any, factor: float) -> None:
-    """Apply a changed learning rate, which would be overwritten by the checkpoint's."""
-    if factor == 1.0:
-        return
-    for group in optimizer.param_groups:
-        group["lr"] *= factor
-        if "initial_lr" in group:
+def _set_learning_rates(optimizer: Any, scheduler: Any, factor: float) -> None:
+    """Apply a changed learning rate, and a schedule of another length, over what the checkpoint brought along."""
+    if factor != 1.0:
+        for group in optimizer.param_groups:
+            group["lr"] *= factor
             group["initial_lr"] *= factor
-    for name in ("base_lrs", "_last_lr"):
-        if hasattr(scheduler, name):
-            setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
+        scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+    if isinstance(scheduler, LambdaLR):
+        for group, rate, share in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = rate * share(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

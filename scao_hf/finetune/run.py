@@ -367,7 +367,7 @@ class _Run:
     def _build_trainer(self) -> None:
         from datasets import Dataset
         from peft import LoraConfig
-        from transformers import PrinterCallback, ProgressCallback, set_seed
+        from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
 
         from scao_hf.finetune import preflight, settings
         from scao_hf.hf.callback import SCAOMonitorCallback
@@ -385,6 +385,9 @@ class _Run:
             peft_config=lora,
             callbacks=[SCAOMonitorCallback()] if self._has_diagnostics() else None,
         )
+        stopping = settings.early_stopping(self.recipe)
+        if stopping is not None:
+            self.trainer.add_callback(EarlyStoppingCallback(**stopping))
         for callback in (PrinterCallback, ProgressCallback):
             self.trainer.remove_callback(callback)
         self.funnel = dict(self.rows.funnel)
@@ -563,7 +566,9 @@ class _Run:
         self.observer.stage("training")
         try:
             with request.listening():
-                self.trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint.path))
+                self.trainer.train(
+                    resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint.path)
+                )
         except KeyboardInterrupt as error:
             step, last = self.trainer.state.global_step, last_checkpoint(self.output_dir)
             raise Interrupted(name_of(error), step, last, at_once=True) from error

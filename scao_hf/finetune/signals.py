@@ -77,6 +77,7 @@ class StopCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._requested(args):
             control.should_save = True
+            args.save_only_model = False  # a checkpoint of weights alone could not be resumed from
             control.should_training_stop = True
 
     def _requested(self, args: Any) -> bool:

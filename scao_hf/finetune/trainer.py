@@ -202,7 +202,7 @@ class GuardedTrainer(SFTTrainer):
         return torch.float16 if self.args.fp16 else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; the loss is the mean over the steps since the last log, also where some were made before a resumption."""
+        """Log; the loss is the mean over all steps since the last log, some of which may lie before a resumption."""
         if math.isfinite(logs.get("loss", math.nan)):
             logs["loss"] = self.ledger.close_window(self.state.global_step)
         super().log(logs, start_time)
