@@ -36,15 +36,15 @@ def measured(directory: Path) -> list[dict[str, Any]]:
 
 def weights(directory: Path) -> dict[str, bytes]:
     """The bytes of every file with weights that a run has left."""
-    return {path.name: path.read_bytes() for path in directory.glob("*/*.safetensors") if "checkpoint" not in str(path)}
+    saved = (path for name in ("adapter", "model") for path in directory.glob(f"{name}/*.safetensors"))
+    return {path.name: path.read_bytes() for path in saved}
 
 
 def last_state(directory: Path, step: int = STEPS) -> dict[str, Any]:
     """Optimizer, schedule and random numbers of a checkpoint."""
     folder = directory / f"checkpoint-{step}"
-    with torch.serialization.safe_globals([]):
-        optimizer = torch.load(folder / "optimizer.pt", weights_only=True)
-        schedule = torch.load(folder / "scheduler.pt", weights_only=True)
+    optimizer = torch.load(folder / "optimizer.pt", weights_only=True)
+    schedule = torch.load(folder / "scheduler.pt", weights_only=True)
     return {"optimizer": optimizer, "schedule": schedule, "random": (folder / "rng_state.pth").read_bytes()}
 
 
