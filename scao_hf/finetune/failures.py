@@ -10,6 +10,9 @@ from scao_hf.finetune.errors import FinetuneError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a quota that is used up, and a file larger than a limit allows."""
+_TORCH_WRITING = ("PytorchStreamWriter failed", "unexpected pos", "iostream error")
+"""What torch.save says of a write that failed, whatever the reason."""
+
 _LESS_MEMORY = (
     "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps; then "
     "training.gradient_checkpointing=true, a smaller data.max_length, a section `lora`"
@@ -54,8 +57,9 @@ def _disk(error: BaseException, output_dir: Path) -> FinetuneError | None:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         place = error.filename or output_dir
         return FinetuneError("disk.permission", f"no permission to write {place}", "set training.output_dir")
-    if "PytorchStreamWriter failed" in text:
-        return FinetuneError("disk.write", f"cannot write {output_dir}: {text.splitlines()[0]}", "check the disk")
+    if isinstance(error, RuntimeError) and any(words in text for words in _TORCH_WRITING):
+        hint = f"check the disk and the space on it; {output_dir} keeps what is complete"
+        return FinetuneError("disk.write", f"cannot write {output_dir}: {text.splitlines()[0]}", hint)
     return None
 
 

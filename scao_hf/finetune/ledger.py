@@ -46,6 +46,7 @@ class Ledger(TrainerCallback, ExportableState):
         self.sample_before: str | None = None
         self.learning_rate_factor = 1.0
         """What a resumed run multiplies the checkpoint's learning rates with."""
+        self._tokens = 0
         self._random_state: dict[str, Any] | None = None
 
     def add(self, loss: float) -> None:
@@ -70,12 +71,14 @@ class Ledger(TrainerCallback, ExportableState):
         self.step_loss = 0.0
         self.window_loss += loss
         self.total_loss += loss
+        self._tokens = int(self.trainer._total_train_tokens)
         self._random_state = random_state(args.device)
 
-    def rewind_random_numbers(self) -> None:
-        """Go back to the random numbers after the last whole step: a step that failed has drawn some."""
+    def rewind(self) -> None:
+        """Go back to the end of the last whole step: one that failed has drawn random numbers and counted tokens."""
         self.step_loss = 0.0
         if self._random_state is not None:
+            self.trainer._total_train_tokens = self._tokens
             set_random_state(self._random_state, self.trainer.args.device)
 
     # Saving and restoring

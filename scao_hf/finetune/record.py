@@ -33,7 +33,7 @@ def check_directory(directory: Path, overwrite: bool) -> None:
     """
     if directory.exists() and not directory.is_dir():
         raise FinetuneError("config.output-exists", f"{directory} is a file", "set training.output_dir")
-    if directory.is_dir() and any(directory.iterdir()):
+    if directory.is_dir() and not is_blank(directory):
         if not overwrite:
             message = f"{directory} exists and is not empty"
             goes_on = "--resume goes on with the run in it, " if has_run(directory) else ""
@@ -48,6 +48,11 @@ def check_directory(directory: Path, overwrite: bool) -> None:
 def has_run(directory: Path) -> bool:
     """Whether a directory is that of a run."""
     return (directory / RUN).is_file()
+
+
+def is_blank(directory: Path) -> bool:
+    """Whether a directory holds nothing, or only what a run left that was killed when it had just begun."""
+    return all(entry.name == _part(directory / RUN).name for entry in directory.iterdir())
 
 
 def check_permission(directory: Path) -> None:
@@ -124,9 +129,10 @@ class RunRecord:
                 _clear(directory)
             (directory / ERROR_LOG).unlink(missing_ok=True)
             directory.mkdir(parents=True, exist_ok=True)
+            # First, since it marks the directory as that of a run, which may be resumed or overwritten.
+            self._write_facts()
             _write(directory / RESOLVED, resolved)
             _write(directory / METRICS, measured)
-            self._write_facts()
 
     def metrics(self, event: str, values: Mapping[str, Any]) -> None:
         """Append one JSON line; a value that is not finite becomes null, which is JSON."""
@@ -181,8 +187,8 @@ def hardware() -> dict[str, Any]:
 
 
 def _clear(directory: Path) -> None:
-    """Remove the files of an earlier run, and nothing else."""
-    for name in (RUN, METRICS, RESOLVED, ERROR_LOG, CARD):
+    """Remove the files of an earlier run, and nothing else; its run.json will be replaced."""
+    for name in (METRICS, RESOLVED, ERROR_LOG, CARD):
         (directory / name).unlink(missing_ok=True)
     folders = [directory / name for name in (ADAPTER, MODEL, REPORT, STAGING)] + checkpoint_folders(directory)
     for folder in filter(Path.is_dir, folders):
@@ -191,12 +197,16 @@ def _clear(directory: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Replace a file in one step, so that a reader sees the old or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = _part(path)
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 def _finite(value: Any) -> Any:

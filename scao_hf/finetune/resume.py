@@ -22,7 +22,7 @@ from scao_hf.finetune.checkpoints import (
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.errors import FinetuneError, raise_all
 from scao_hf.finetune.recipes import recipe_dict
-from scao_hf.finetune.record import RUN, has_run
+from scao_hf.finetune.record import RUN, has_run, is_blank
 
 _SECTIONS = ("model", "quantization", "lora", "data", "training", "scao")
 
@@ -118,7 +118,7 @@ def find_resumption(wanted: Path | bool, output_dir: Path, overwrite: bool) -> R
 def _last_of(folder: Path, output_dir: Path) -> Resumption:
     whole, sentences = checkpoints_in(folder)
     checkpoint = whole[-1] if whole else None
-    if checkpoint is None and not has_run(folder):
+    if checkpoint is None and not has_run(folder) and not (folder.is_dir() and is_blank(folder)):
         reason = "holds no run" if folder.is_dir() else "does not exist"
         raise FinetuneError("resume.nothing", f"{folder} {reason}, so there is nothing to resume", _others(folder))
     if checkpoint is None:

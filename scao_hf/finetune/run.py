@@ -392,6 +392,8 @@ class _Run:
             self.trainer.remove_callback(callback)
         self.funnel = dict(self.rows.funnel)
         preflight.check(self.trainer, self.recipe, self.model, self.funnel)
+        for notice in preflight.notices(self.trainer, self.recipe, self.model):
+            self.observer.notice(notice)
         self.steps = settings.settle_steps(self.trainer.args, self.recipe, len(self._train_dataset()))
 
     def _prepare_checkpoints(self) -> None:

@@ -253,7 +253,7 @@ class GuardedTrainer(SFTTrainer):
         assert self.model is not None
         if self.state.global_step == 0 or self.updating or not all_finite(self.model.parameters()):
             return None
-        self.ledger.rewind_random_numbers()
+        self.ledger.rewind()
         weights_alone, self.args.save_only_model = self.args.save_only_model, False
         try:
             self._save_checkpoint(self.model, None)
