@@ -20,23 +20,18 @@ def _codes_of(tree: ast.AST) -> Iterator[str]:
         if not isinstance(node, ast.Call) or not node.args:
             continue
         name, first = _name(node.func), node.args[0]
-        if name in ("FinetuneError", "UsageFailure", "diverged") or _is_super(node.func):
+        if name in ("FinetuneError", "UsageFailure", "diverged", "__init__"):
             yield from _literals(first, "")
         elif name == "_fail":
             yield from _literals(first, "config.")
 
 
 def _literals(node: ast.expr, prefix: str) -> Iterator[str]:
-    if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.replace(".", "").replace("-", ""):
-        known = prefix or "." in node.value or node.value in ("usage", "internal")
-        yield from [prefix + node.value] if known else []
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield prefix + node.value
     elif isinstance(node, ast.IfExp):
         yield from [*_literals(node.body, prefix), *_literals(node.orelse, prefix)]
 
 
 def _name(function: ast.expr) -> str:
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-
-
-def _is_super(function: ast.expr) -> bool:
-    return isinstance(function, ast.Attribute) and function.attr == "__init__"
