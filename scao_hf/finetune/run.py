@@ -219,11 +219,6 @@ def _release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _more(error: FinetuneError, told: str) -> FinetuneError:
-    """The error with half a sentence more."""
-    return FinetuneError(error.code, f"{error.message}; {told}", error.hint, error.location)
-
-
 def _is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
@@ -370,6 +365,7 @@ class _Run:
         from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
 
         from scao_hf.finetune import preflight, settings
+        from scao_hf.finetune.safety import Safety
         from scao_hf.hf.callback import SCAOMonitorCallback
 
         self.observer.stage("tokenizing")
@@ -390,6 +386,7 @@ class _Run:
             self.trainer.add_callback(EarlyStoppingCallback(**stopping))
         for callback in (PrinterCallback, ProgressCallback):
             self.trainer.remove_callback(callback)
+        self.safety = Safety(self.trainer, self.recipe, self.observer.notice)
         self.funnel = dict(self.rows.funnel)
         preflight.check(self.trainer, self.recipe, self.model, self.funnel)
         for notice in preflight.notices(self.trainer, self.recipe, self.model):
@@ -519,7 +516,7 @@ class _Run:
         saved = self._save()
         self.observer.saved(saved)
         reporter.moment = "after"
-        with self._weights_are_in(saved):
+        with self.safety.weights_are_in(saved):
             self._evaluate_after(reporter)
             after = self._sample(prompt)
         before = self.trainer.ledger.sample_before
@@ -528,88 +525,13 @@ class _Run:
     def _look_before_training(self, prompt: Prompt) -> None:
         if self.rows.evaluation:
             self.observer.stage("evaluating before training")
-            with self._advice():
+            with self.safety.advice():
                 self.trainer.evaluate()
         self.trainer.ledger.sample_before = self._sample(prompt)
 
-    @contextmanager
-    def _advice(self) -> Iterator[None]:
-        """As `answers`, with what this run's recipe could do about it."""
-        try:
-            yield
-        except FinetuneError:
-            raise
-        except Exception as error:
-            known = self._answered(error)
-            if known is None:
-                raise
-            raise known from error
-
-    @contextmanager
-    def _weights_are_in(self, saved: Path) -> Iterator[None]:
-        """Have every failure say that the trained weights are safe."""
-        from scao_hf.finetune.signals import name_of
-
-        try:
-            with self._advice():
-                yield
-        except KeyboardInterrupt as error:
-            raise Interrupted(name_of(error), self.trainer.state.global_step, None, weights=saved) from error
-        except FinetuneError as error:
-            raise _more(error, f"training is done, and its weights are in {saved}") from error
-
     def _train(self) -> None:
-        """Train; whatever stops it, keep what can be resumed and say where it lies."""
-        from scao_hf.finetune.checkpoints import last_checkpoint
-        from scao_hf.finetune.signals import StopCallback, StopRequest, name_of
-
-        request = StopRequest(lambda name: self.observer.notice(f"{name}: stopping after this step"))
-        self.trainer.add_callback(StopCallback(request))
         self.observer.stage("training")
-        try:
-            with request.listening():
-                self.trainer.train(
-                    resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint.path)
-                )
-        except KeyboardInterrupt as error:
-            step, last = self.trainer.state.global_step, last_checkpoint(self.output_dir)
-            raise Interrupted(name_of(error), step, last, at_once=True) from error
-        except Exception as error:
-            kept = self._keep_steps(error)
-            known = self._answered(error)
-            if known is None:
-                self.observer.notice(kept)
-                raise
-            raise _more(known, kept) from error
-        if request.signal_name is not None and self.trainer.state.global_step < self.steps:
-            checkpoint = self.trainer.save_resumable()
-            raise Interrupted(request.signal_name, self.trainer.state.global_step, checkpoint)
-
-    def _keep_steps(self, error: Exception) -> str:
-        """Save the steps before an error, unless it is the disk that failed, and say where they are."""
-        from scao_hf.finetune.checkpoints import last_checkpoint
-
-        known, unsaved = self._answered(error), ""
-        if known is None or not known.code.startswith("disk."):
-            try:
-                checkpoint = self.trainer.save_resumable()
-            except Exception as failure:
-                unsaved = f"the steps before it could not be saved ({failure}); "
-            else:
-                if checkpoint is not None:
-                    return f"the steps before it are in {checkpoint}"
-        last = last_checkpoint(self.output_dir)
-        return unsaved + ("there is no checkpoint" if last is None else f"the last checkpoint is {last}")
-
-    def _answered(self, error: Exception) -> FinetuneError | None:
-        """The error as one that states what would do; None if nobody foresaw it."""
-        from scao_hf.finetune.advice import out_of_memory
-        from scao_hf.finetune.failures import memory_reason, translated
-
-        known = error if isinstance(error, FinetuneError) else translated(error, self.output_dir)
-        if known is not None and known.code == "memory.out":
-            return out_of_memory(self.recipe, memory_reason(error), self.trainer.evaluating)
-        return known
+        self.safety.train(None if self.checkpoint is None else self.checkpoint.path)
 
     def _evaluate_after(self, reporter: Reporter) -> None:
         if not self.rows.evaluation:

@@ -87,4 +87,6 @@ class StopCallback(TrainerCallback):
             return asked
         flag = torch.tensor(int(asked), device=args.device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        if flag and not asked:  # Another process was; which signal it got is not worth a message.
+            self.request.signal_name = signal.SIGTERM.name
         return bool(flag)

@@ -236,7 +236,8 @@ class GuardedTrainer(SFTTrainer):
                 checkpoints.publish(staging / folder.name, folder, self.state.global_step, self.checkpoint_facts)
         finally:
             self._run_directory = None
-            shutil.rmtree(staging, ignore_errors=True)
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
 
     def _name_best(self, part: Path) -> None:
         """Write the place of the best checkpoint again: Trainer took the folder of the moment for it."""
