@@ -198,6 +198,9 @@ def check_resumable(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> list[Ch
         FinetuneError: resume.data, resume.changed; together if there are several.
     """
     changes = [change for change in changes_since(checkpoint, facts) if change.key not in _IGNORED]
+    if any(change.key == "training.optim" for change in changes):
+        # Another optimizer has other options, none of which is worth a word of its own.
+        changes = [change for change in changes if not change.key.startswith("scao")]
     problems = [*_changed_rows(checkpoint, facts), *_changed_batches(checkpoint, facts)]
     problems += [_refusal(change, reason) for change in changes if (reason := _fixed(change.key)) is not None]
     raise_all(problems, "what is to be resumed")
@@ -213,6 +216,11 @@ def notices_of(checkpoint: Checkpoint, changes: list[Change], facts: Mapping[str
         yield "with another precision the run goes on, but not bit for bit as it would have"
     if checkpoint.facts.get("model") != facts["model"]:
         yield "the model's files are not those of the checkpoint's run, or were written again since"
+
+
+def with_settled_options(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+    """The recipe with what "auto" became in the checkpoint's run, which another number of steps does not change."""
+    return dataclasses.replace(recipe, scao={**recipe.scao, **checkpoint.facts["options"]})
 
 
 def learning_rate_factor(checkpoint: Checkpoint, changes: list[Change]) -> float:

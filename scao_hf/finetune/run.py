@@ -348,6 +348,7 @@ class _Run:
         if self.resumption is None or self.checkpoint is None:
             return
         self.changes = resume.check_resumable(self.checkpoint, self.facts)
+        self.recipe = resume.with_settled_options(self.recipe, self.checkpoint)
         if self.args.max_steps > 0:
             resume.check_steps(self.checkpoint, self.args.max_steps, self.resumption.folder)
         for notice in resume.notices_of(self.checkpoint, self.changes, self.facts):
@@ -397,8 +398,10 @@ class _Run:
         """Tell the trainer what its checkpoints note, and what a checkpoint that it goes on from cannot know."""
         from scao_hf.finetune import resume
         from scao_hf.finetune.record import versions
+        from scao_hf.finetune.settings import optimizer_options
 
-        self.trainer.checkpoint_facts = {**self.facts, "versions": versions()}
+        options = optimizer_options(self.recipe, self.steps)
+        self.trainer.checkpoint_facts = {**self.facts, "options": options, "versions": versions()}
         if self.resumption is not None and self.checkpoint is not None:
             resume.check_steps(self.checkpoint, self.steps, self.resumption.folder)
             self.trainer.ledger.learning_rate_factor = resume.learning_rate_factor(self.checkpoint, self.changes)

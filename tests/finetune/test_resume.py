@@ -7,11 +7,14 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune import ddp_resume
 from finetune.resuming import SETTINGS, STEPS, assert_same_run, measured, weights
 
 from scao_hf.finetune.checkpoints import MARKER, STAGING, checkpoints_in, last_checkpoint, read_checkpoint
@@ -130,6 +133,22 @@ def test_full_fine_tuning_with_another_optimizer_continues_bit_for_bit(start: St
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
+def test_two_processes_stop_after_the_same_step_and_continue_bit_for_bit(recipe_file: Path, folder: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    halved = ["per_device_train_batch_size=2", "ddp_backend=gloo"]
+    done = subprocess.run(
+        [*launcher, ddp_resume.__file__, str(recipe_file), *SETTINGS, *halved],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_run(folder, folder.parent / "whole")
+
+
 def test_a_second_signal_stops_at_once_and_names_the_last_checkpoint(start: Start, folder: Path) -> None:
     with pytest.raises(Interrupted) as caught:
         start("logging_steps=1", observer=Interrupting(5, signal.SIGTERM, times=2))
@@ -201,6 +220,8 @@ def test_settings_that_may_change_are_told_and_take_effect(start: Start, folder:
     stop_after(start, 6)
     observer = Interrupting()
     start("learning_rate=5e-3", "max_steps=14", "logging_steps=1", observer=observer, resume=True)
+    noted = read_checkpoint(folder / "checkpoint-14").facts
+    assert (noted["recipe"]["scao"]["warmup_steps"], noted["options"]["warmup_steps"]) == ("auto", 3)
     assert observer.notices[1:] == [
         "changed since the checkpoint: training.learning_rate: 0.01 → 0.005",
         "changed since the checkpoint: training.max_steps: 12 → 14",
@@ -226,7 +247,7 @@ def test_a_step_in_smaller_pieces_of_the_same_rows_goes_on(start: Start, folder:
 @pytest.mark.parametrize(
     ("override", "code", "told"),
     [
-        ("optim=adamw_torch", "config.several", "the checkpoint holds the state of the other one"),
+        ("optim=adamw_torch", "resume.changed", "the checkpoint holds the state of the other one"),
         (
             "lora.r=8",
             "resume.changed",
