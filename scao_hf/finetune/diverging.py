@@ -70,7 +70,8 @@ def _first_output(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
 
 def _arguments(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What of a batch the model itself takes; without labels, as only its layers are of interest."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    wrapped: Any = model
+    inner = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
     taken = inspect.signature(inner.forward).parameters
     return {name: value for name, value in inputs.items() if name in taken and name != "labels"}
 

@@ -16,7 +16,8 @@ from torch import nn
 from scao_hf.finetune.checkpoints import checkpoints_in, last_checkpoint
 from scao_hf.finetune.diverging import origin_of_gradient, origin_of_loss
 from scao_hf.finetune.errors import FinetuneError, Interrupted
-from scao_hf.finetune.observer import EvalMetrics, Observer, StepMetrics
+from scao_hf.finetune.evaluate import Evaluation
+from scao_hf.finetune.observer import Observer, StepMetrics
 from scao_hf.finetune.recipes import load_recipe
 from scao_hf.finetune.run import finetune
 from scao_hf.finetune.trainer import GuardedTrainer
@@ -271,43 +272,41 @@ def test_rows_that_never_end_are_noticed(recipe_file: Path) -> None:
 # The best step
 
 
+@pytest.fixture
+def _best_at_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has every run get better up to its third step, and worse from there on."""
+
+    def held_out_loss(self: GuardedTrainer) -> Evaluation:
+        return Evaluation(1.0 + abs(self.state.global_step - 3), 10)
+
+    monkeypatch.setattr(GuardedTrainer, "held_out_loss", held_out_loss)
+
+
+@pytest.mark.usefixtures("_best_at_three")
 def test_a_run_that_gets_no_better_stops_early_and_keeps_the_best_step(recipe_file: Path, folder: Path) -> None:
     from safetensors.torch import load_file
 
-    class Losses(Observer):
-        def __init__(self) -> None:
-            self.by_step: dict[int, float] = {}
-
-        def evaluated(self, metrics: EvalMetrics) -> None:
-            if metrics.moment == "during":
-                self.by_step[metrics.step] = metrics.loss
-
-    overrides = ["eval_steps=1", "save_steps=1", "early_stopping_patience=2", "load_best_model_at_end=true"]
-    # So high a rate that it soon gets worse.
-    overrides += ["learning_rate=3", "save_total_limit=1", "lr_scheduler_type=constant"]
-    losses = Losses()
-    report = finetune(load_recipe(str(recipe_file), [*SETTINGS, *overrides]), losses)
-    best = min(losses.by_step, key=lambda step: losses.by_step[step])
-    assert report.stopped_early
-    assert report.steps == best + 2 < STEPS
-    assert (report.best_step, report.best_metric) == (best, losses.by_step[best])
-    assert report.best_checkpoint == folder / f"checkpoint-{best}"
-    assert report.final_eval_loss == pytest.approx(losses.by_step[best], rel=1e-6)
-    saved, kept = (load_file(path / "adapter_model.safetensors") for path in (report.saved_dir, report.best_checkpoint))
-    assert all(torch.equal(saved[name], kept[name]) for name in kept)
+    overrides = ["eval_steps=1", "save_steps=1", "save_total_limit=1"]
+    overrides += ["early_stopping_patience=2", "load_best_model_at_end=true"]
+    report = finetune(load_recipe(str(recipe_file), [*SETTINGS, *overrides]))
+    assert (report.stopped_early, report.steps) == (True, 5)
+    assert (report.best_step, report.best_metric) == (3, 1.0)
+    assert report.best_checkpoint == folder / "checkpoint-3"
+    saved, best = (load_file(path / "adapter_model.safetensors") for path in (report.saved_dir, report.best_checkpoint))
+    assert saved
+    assert all(torch.equal(saved[name], best[name]) for name in saved.keys() | best.keys())
 
 
+@pytest.mark.usefixtures("_best_at_three")
 def test_the_count_of_evaluations_without_gain_survives_an_interruption(recipe_file: Path) -> None:
     from finetune.test_resume import Interrupting
 
-    overrides = ["eval_steps=1", "early_stopping_patience=2", "learning_rate=3", "lr_scheduler_type=constant"]
-    whole = finetune(load_recipe(str(recipe_file), [*SETTINGS, *overrides, f"output_dir={recipe_file.parent / 'w'}"]))
-    assert whole.stopped_early
-    recipe = load_recipe(str(recipe_file), [*SETTINGS, *overrides, "logging_steps=1"])
-    with pytest.raises(Interrupted):
-        finetune(recipe, Interrupting(whole.steps - 2))
+    recipe = load_recipe(str(recipe_file), [*SETTINGS, "eval_steps=1", "logging_steps=1", "early_stopping_patience=2"])
+    with pytest.raises(Interrupted) as caught:
+        finetune(recipe, Interrupting(3))
+    assert caught.value.step == 4
     report = finetune(recipe, resume=True)
-    assert (report.steps, report.stopped_early, report.best_step) == (whole.steps, True, whole.best_step)
+    assert (report.steps, report.stopped_early, report.best_step) == (5, True, 3)
 
 
 @pytest.mark.parametrize(
