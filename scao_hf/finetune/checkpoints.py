@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PREFIX = "checkpoint-"
+from scao_hf.finetune.layout import CHECKPOINT_PREFIX
+
+
 MARKER = "complete.json"
 """Written last: what the checkpoint belongs to, and the size of each of its files."""
 
@@ -36,7 +38,7 @@ class Incomplete(Exception):
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Where a run keeps its checkpoint after `step` steps."""
-    return folder / f"{PREFIX}{step}"
+    return folder / f"{CHECKPOINT_PREFIX}{step}"
 
 
 def publish(part: Path, target: Path, step: int, facts: Mapping[str, Any]) -> None:
@@ -107,7 +109,7 @@ def is_complete(path: Path) -> bool:
 
 def checkpoint_folders(folder: Path) -> list[Path]:
     """Folders named like checkpoints, complete or not, by their steps."""
-    named = [path for path in folder.glob(f"{PREFIX}*") if path.is_dir() and _number(path) is not None]
+    named = [path for path in folder.glob(f"{CHECKPOINT_PREFIX}*") if path.is_dir() and _number(path) is not None]
     return sorted(named, key=lambda path: _number(path) or 0)
 
 
@@ -154,5 +156,5 @@ def keep_latest(folder: Path, limit: int | None, protected: Sequence[Path]) -> N
 
 
 def _number(path: Path) -> int | None:
-    text = path.name.removeprefix(PREFIX)
+    text = path.name.removeprefix(CHECKPOINT_PREFIX)
     return int(text) if text.isdecimal() else None
