@@ -47,7 +47,8 @@ class Safety:
         except Exception as error:
             known, kept = self._answered(error), self._keep_steps(error)
             if known is None:
-                self.notice(kept)
+                if last_checkpoint(self.trainer.folder) is not None:
+                    self.notice(kept)
                 raise
             raise _more(known, kept) from error
         if request.signal_name is not None and self.trainer.state.global_step < self.trainer.state.max_steps:
