@@ -12,7 +12,6 @@ from typing import Any
 
 from scao_hf.finetune.layout import CHECKPOINT_PREFIX
 
-
 MARKER = "complete.json"
 """Written last: what the checkpoint belongs to, and the size of each of its files."""
 
