@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+PROGRAM = "scao-finetune"
+
 
 @dataclass
 class Invocation:

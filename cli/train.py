@@ -34,6 +34,13 @@ def train(
         int | None, typer.Option("--max-steps", min=1, metavar="N", help="Stop after so many steps.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of everything random.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last complete checkpoint of the run's folder.")
+    ] = False,
+    resume_from: Annotated[
+        Path | None,
+        typer.Option("--resume-from", metavar="PATH", help="Go on from this checkpoint, or from this run's last one."),
+    ] = None,
     offline: Offline = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -46,6 +53,10 @@ def train(
       scao-finetune train lora-sft -m Qwen/Qwen3-0.6B -d data.jsonl
 
       scao-finetune train mine.yaml lora.r=8 training.learning_rate=1e-4
+
+      scao-finetune train mine.yaml --resume
+
+    Ctrl-C or SIGTERM finishes the step and saves a checkpoint; a second one stops at once.
 
     A setting comes from the recipe, then from an option such as --model, then from KEY=VALUE; the last one counts.
     """
@@ -63,5 +74,12 @@ def train(
         overrides or [],
     )
     fine_tune(
-        recipe, given, context.obj, overwrite=overwrite, as_json=as_json, quiet=quiet, next_steps=next_after_training
+        recipe,
+        given,
+        context.obj,
+        overwrite=overwrite,
+        resume=resume if resume_from is None else resume_from,
+        as_json=as_json,
+        quiet=quiet,
+        next_steps=next_after_training,
     )

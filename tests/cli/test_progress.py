@@ -67,7 +67,8 @@ def test_no_line_on_a_terminal_is_wider_than_the_terminal(width: int) -> None:
     assert any(" 30/60 ━" in line for line in lines)
     assert any("scao: preconditioned  rank 11.2" in line for line in lines)
     assert any(line.startswith("✓ 60/60 steps in 36 s, training loss 3.835") for line in lines)
-    assert lines[-1].rstrip() == "✓ saved runs/demo/adapter"
+    assert lines[-2].rstrip() == "✓ saved runs/demo/adapter"
+    assert lines[-1].rstrip() == "✓ drawing the report"
 
 
 def test_no_color_keeps_the_live_line_but_not_its_colours() -> None:

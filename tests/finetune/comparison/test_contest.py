@@ -67,7 +67,7 @@ training:
   warmup_steps: 1
   seed: 7
   use_cpu: true
-scao: {{precond_freq: 1}}
+scao: {{precond_freq: 1, tau: null}}
 """,
         encoding="utf-8",
     )
