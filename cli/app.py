@@ -19,6 +19,7 @@ from .generate import generate
 from .lr_find import lr_find
 from .merge import merge
 from .push import push
+from .plan import plan
 from .recipe_commands import recipes
 from .report import report
 from .run_commands import runs
@@ -32,6 +33,7 @@ QUICK_START = f"""\
   Try it now, no GPU, no download   {PROGRAM} demo
   See the ready-made recipes        {PROGRAM} recipes list
   Train on your data                {PROGRAM} train lora-sft -m Qwen/Qwen3-0.6B -d data.jsonl
+  See first what it will take       {PROGRAM} plan lora-sft -m Qwen/Qwen3-0.6B -d data.jsonl
   Change any setting                {PROGRAM} train lora-sft ... training.learning_rate=1e-4
   Write your own recipe             {PROGRAM} recipes copy lora-sft mine.yaml
   and train it                      {PROGRAM} train mine.yaml
@@ -53,6 +55,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(train)
+app.command()(plan)
 app.command()(compare)
 app.command("lr-find")(lr_find)
 app.add_typer(runs, name="runs")

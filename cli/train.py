@@ -30,6 +30,9 @@ def train(
         typer.Option("--output-dir", "-o", help="Folder of the run."),
     ] = None,
     overwrite: Overwrite = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the run will be, as `plan` does; no weights are loaded.")
+    ] = False,
     max_steps: Annotated[
         int | None, typer.Option("--max-steps", min=1, metavar="N", help="Stop after so many steps.")
     ] = None,
@@ -62,6 +65,11 @@ def train(
         as_override("training.seed", seed),
         overrides or [],
     )
+    if dry_run:
+        from .plan import show_plan
+
+        show_plan(recipe, given, context.obj, probe=False, as_json=as_json, quiet=quiet)
+        return
     fine_tune(
         recipe, given, context.obj, overwrite=overwrite, as_json=as_json, quiet=quiet, next_steps=next_after_training
     )

@@ -231,6 +231,25 @@ def load_model(recipe: Recipe, reference: str, config: PretrainedConfig, device:
         raise FinetuneError("model.damaged", message, "download or save them again") from error
 
 
+def shapes_only(recipe: Recipe, config: PretrainedConfig, device: torch.device) -> PreTrainedModel:
+    """The model on the meta device: every shape and dtype of a run on `device`, and no memory.
+
+    Raises:
+        FinetuneError: model.not-causal, extra.missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    section = recipe.model
+    arguments = {"dtype": weights_dtype(recipe, device), "trust_remote_code": section.trust_remote_code}
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, **arguments, **_implementation(section))
+    except ImportError as error:
+        raise FinetuneError("extra.missing", _first_line(error), "install the package that is named") from error
+    except ValueError as error:
+        raise _load_error(section, error) from error
+
+
 def _implementation(section: ModelSection) -> dict[str, Any]:
     return {} if section.attn_implementation is None else {"attn_implementation": section.attn_implementation}
 

@@ -1,0 +1,132 @@
+"""A few real steps, to measure what a plan can only estimate."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.compute
+import torch
+from transformers import TrainerCallback
+
+from scao_hf.finetune.config import Recipe
+from scao_hf.finetune.observer import Observer
+from scao_hf.finetune.planning.outcome import Plan, Probe
+from scao_hf.finetune.quiet import quiet
+from scao_hf.finetune.run import _MIXED_PRECISION, _release_memory, _restored, _Run, answers, state_bytes
+from scao_hf.hf.options import OPTIMIZERS, option_defaults
+
+STEPS = 2
+"""The first one allocates; the second is timed."""
+
+
+def probe_run(recipe: Recipe, observer: Observer, planned: Plan) -> Probe:
+    """Train `STEPS` steps on the longest rows and measure them; nothing is kept.
+
+    Raises:
+        FinetuneError: as `finetune`.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="scao-finetune-") as name, quiet(), _restored(_MIXED_PRECISION):
+            with answers(Path(name)):
+                return _ProbedRun(recipe, observer, Path(name)).probe(planned)
+    finally:
+        _release_memory()
+
+
+class _ProbedRun(_Run):
+    """A run of `STEPS` steps without evaluation, checkpoints or reporters."""
+
+    def __init__(self, recipe: Recipe, observer: Observer, output_dir: Path) -> None:
+        super().__init__(recipe, observer, output_dir)
+        self.recipe = _shortened(recipe, output_dir)
+
+    def probe(self, planned: Plan) -> Probe:
+        self._load_light()
+        watch = _Watch(self.device)
+        self._load_weights()
+        self._build_trainer()
+        trainer = self.trainer
+        longest = self._longest_rows(planned.info.rows_per_step * STEPS)
+        trainer.train_dataset = trainer.train_dataset.select(longest)
+        trainer.add_callback(watch)
+        self.observer.stage(f"measuring {STEPS} steps")
+        trainer.train()
+        tokens = trainer._total_train_tokens / STEPS
+        pace = tokens / watch.seconds[-1]
+        rows = planned.info.total_steps * planned.info.rows_per_step
+        per_row = planned.tokens.total / planned.info.train_rows
+        return Probe(
+            steps=STEPS,
+            step_seconds=watch.seconds[-1],
+            tokens_per_second=pace,
+            run_seconds=rows * per_row / pace,
+            peak_bytes=watch.peak(),
+            optimizer_bytes=state_bytes(trainer.optimizer),
+        )
+
+    def _longest_rows(self, number: int) -> list[int]:
+        """Indices of the longest training rows, so many; of fewer rows, all."""
+        lengths = pyarrow.compute.list_value_length(self._train_dataset().with_format("arrow")[:].column("input_ids"))
+        return pyarrow.compute.sort_indices(lengths, sort_keys=[("", "descending")]).to_pylist()[:number]
+
+
+def _shortened(recipe: Recipe, output_dir: Path) -> Recipe:
+    training = {
+        **recipe.training,
+        "output_dir": str(output_dir),
+        "max_steps": STEPS,
+        "warmup_steps": 0,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "report_to": "none",
+    }
+    name, options = str(recipe.training["optim"]), dict(recipe.scao)
+    if name in OPTIMIZERS and "warmup_steps" in option_defaults(name):
+        options["warmup_steps"] = 0
+    return replace(recipe, training=training, scao=options)
+
+
+class _Watch(TrainerCallback):
+    """Seconds of every step and the peak of memory, from its construction on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: list[float] = []
+        self._began = 0.0
+        self._before = psutil.Process().memory_info().rss
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began = self._now()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds.append(self._now() - self._began)
+
+    def peak(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        if self.device.type == "mps":
+            return torch.mps.driver_allocated_memory()
+        return max(0, _highest_resident() - self._before)
+
+    def _now(self) -> float:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+
+def _highest_resident() -> int:
+    """Most memory that this process has had at one time."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
