@@ -9,6 +9,7 @@ import typer
 from scao_hf._version import __version__
 
 from .chat import chat
+from .check import check, schema
 from .compare import compare
 from .console import say
 from .demo import demo
@@ -65,6 +66,8 @@ app.command()(generate)
 app.command()(chat)
 app.command()(merge)
 app.command()(push)
+app.command()(check)
+app.command()(schema)
 app.add_typer(recipes, name="recipes")
 app.command()(doctor)
 

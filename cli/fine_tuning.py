@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .console import tell
 from .documents import print_document
-from .invocation import Invocation
+from .invocation import Invocation, process_number
 from .progress import progress_for
 from .render import print_report
 
@@ -27,12 +27,15 @@ def fine_tune(
     next_steps: Callable[[FinetuneReport], Sequence[tuple[str, str]]],
 ) -> None:
     """Run `recipe` and print its report, as text with `next_steps` or as one JSON document."""
-    with progress_for(invocation, quiet=quiet) as progress:
+    speaks = process_number() == 0
+    with progress_for(invocation, quiet=quiet or not speaks) as progress:
         progress.stage("loading torch and transformers")
         from scao_hf.finetune.recipes import load_recipe
         from scao_hf.finetune.run import finetune
 
         report = finetune(load_recipe(recipe, overrides), progress, overwrite=overwrite)
+        if not speaks:
+            return
         progress.stage("drawing the report")
         page = draw(report)
     if as_json:

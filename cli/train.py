@@ -37,11 +37,19 @@ def train(
         int | None, typer.Option("--max-steps", min=1, metavar="N", help="Stop after so many steps.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of everything random.")] = None,
+    gpus: Annotated[
+        str,
+        typer.Option(
+            "--gpus",
+            metavar="N|auto",
+            help="GPUs of this machine to train on, a process for each; auto is all that are visible.",
+        ),
+    ] = "auto",
     offline: Offline = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
-) -> None:
+) -> int:
     """Fine-tune a model as a recipe says, and evaluate it before and after.
 
     Examples:
@@ -53,6 +61,7 @@ def train(
     A setting comes from the recipe, then from an option such as --model, then from KEY=VALUE; the last one counts.
     """
     from .fine_tuning import fine_tune
+    from .launch import launch, wanted_processes
     from .render import next_after_training
 
     if offline:
@@ -69,7 +78,11 @@ def train(
         from .plan import show_plan
 
         show_plan(recipe, given, context.obj, probe=False, as_json=as_json, quiet=quiet)
-        return
+        return 0
+    processes = wanted_processes(gpus)
+    if processes > 1:
+        return launch(recipe, given, context.obj, processes, overwrite=overwrite)
     fine_tune(
         recipe, given, context.obj, overwrite=overwrite, as_json=as_json, quiet=quiet, next_steps=next_after_training
     )
+    return 0

@@ -174,9 +174,14 @@ def _packaged() -> Path:
     return Path(str(files("scao_hf.recipes")))
 
 
+def is_packaged(path: Path) -> bool:
+    """Whether a recipe's file is one of this package's."""
+    return path.parent == _packaged()
+
+
 def _shown_path(path: Path) -> str:
     """A packaged recipe by its name, any other file as it was given."""
-    return path.name if path.parent == _packaged() else str(path)
+    return path.name if is_packaged(path) else str(path)
 
 
 def _entry(data: Mapping[str, Any], section: str, key: str) -> str | None:

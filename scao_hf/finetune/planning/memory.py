@@ -193,17 +193,6 @@ def _fused_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def available_bytes(device: torch.device) -> int:
-    """What a device has free now; of a CPU, the memory that programs may still take."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    import psutil
-
-    return psutil.virtual_memory().available
-
-
 def _quantized(model: Any) -> Iterator[Tensor]:
     head = model.get_output_embeddings()
     for name, module in model.named_modules():

@@ -12,6 +12,7 @@ import torch
 from scao_hf.finetune import model as models
 from scao_hf.finetune import preflight, settings
 from scao_hf.finetune.config import Recipe
+from scao_hf.finetune.devices import available_bytes
 from scao_hf.finetune.observer import Observer, Silence
 from scao_hf.finetune.planning import memory
 from scao_hf.finetune.planning.cautions import cautions
@@ -112,7 +113,7 @@ class _PlannedRun(_Run):
             optimizer=memory.optimizer_bytes(args, shapes),
             adamw=memory.adamw_bytes(shapes),
             device=str(self.device),
-            available=memory.available_bytes(self.device),
+            available=available_bytes(self.device),
             activations=memory.activation_bytes(
                 shapes,
                 args.per_device_train_batch_size,

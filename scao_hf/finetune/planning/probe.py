@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -15,6 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from scao_hf.finetune.config import Recipe
+from scao_hf.finetune.devices import peak_bytes
 from scao_hf.finetune.observer import Observer
 from scao_hf.finetune.planning.outcome import Plan, Probe
 from scao_hf.finetune.quiet import quiet
@@ -32,9 +32,10 @@ def probe_run(recipe: Recipe, observer: Observer, planned: Plan) -> Probe:
         FinetuneError: as `finetune`.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix="scao-finetune-") as name, quiet(), _restored(_MIXED_PRECISION):
-            with answers(Path(name)):
-                return _ProbedRun(recipe, observer, Path(name)).probe(planned)
+        with tempfile.TemporaryDirectory(prefix="scao-finetune-") as name:
+            folder = Path(name)
+            with quiet(), _restored(_MIXED_PRECISION), answers(folder):
+                return _ProbedRun(recipe, observer, folder).probe(planned)
     finally:
         _release_memory()
 
@@ -111,22 +112,10 @@ class _Watch(TrainerCallback):
         self.seconds.append(self._now() - self._began)
 
     def peak(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        if self.device.type == "mps":
-            return torch.mps.driver_allocated_memory()
-        return max(0, _highest_resident() - self._before)
+        highest = peak_bytes(self.device)
+        return max(0, highest - self._before) if self.device.type == "cpu" else highest
 
     def _now(self) -> float:
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
         return time.perf_counter()
-
-
-def _highest_resident() -> int:
-    """Most memory that this process has had at one time."""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
