@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scao_hf.finetune.progress import Reporter
     from scao_hf.finetune.record import RunRecord
     from scao_hf.finetune.sample import Prompt
+    from scao_hf.finetune.saving import AdapterStart
     from scao_hf.finetune.trainer import GuardedTrainer
     from scao_hf.finetune.witness import WitnessedTrainer
 
@@ -328,11 +329,17 @@ class _Run:
             peft_config=lora,
             callbacks=[SCAOMonitorCallback()] if self._has_diagnostics() else None,
         )
+        self.start = self._adapter_start()
         for callback in (PrinterCallback, ProgressCallback):
             self.trainer.remove_callback(callback)
         self.funnel = dict(self.rows.funnel)
         preflight.check(self.trainer, self.recipe, self.model, self.funnel)
         self.steps = settings.settle_steps(self.trainer.args, self.recipe, len(self._train_dataset()))
+
+    def _adapter_start(self) -> AdapterStart | None:
+        from scao_hf.finetune.saving import adapter_start
+
+        return adapter_start(self.recipe, self.trainer.model)
 
     def _trainer_class(self) -> type[GuardedTrainer]:
         from scao_hf.finetune.trainer import GuardedTrainer
@@ -503,7 +510,7 @@ class _Run:
         if _is_first_process():
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             card = model_card(open_run(self.output_dir), target.name, adapter=self.recipe.lora is not None)
-            save_weights(model, self.tokenizer, card, target)
+            save_weights(model, self.tokenizer, card, target, self.start)
         return target
 
     def _report(
