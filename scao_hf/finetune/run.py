@@ -82,6 +82,26 @@ class FinetuneReport:
         """The report as plain values, for JSON."""
         return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
 
+    def _repr_html_(self) -> str:
+        """The report as a table, for notebooks."""
+        from scao_hf.finetune.tables import html_table
+        from scao_hf.finetune.units import byte_size, count, counted, duration
+
+        def shown(value: float | None) -> str:
+            return "-" if value is None else f"{value:.3f}"
+
+        rows = [
+            ("held-out loss", f"{shown(self.initial_eval_loss)} before, {shown(self.final_eval_loss)} after"),
+            ("perplexity", f"{shown(self.initial_perplexity)} before, {shown(self.final_perplexity)} after"),
+            ("trained", f"{count(self.trainable_parameters)} of {count(self.total_parameters)} parameters"),
+            ("optimizer state", byte_size(self.optimizer_state_bytes)),
+            ("saved", str(self.saved_dir)),
+        ]
+        samples = (("prompt", self.sample_prompt), ("before", self.sample_before), ("after", self.sample_after))
+        rows += [(name, text) for name, text in samples if text is not None]
+        work = f"{counted(self.steps, 'step')} of {self.optimizer} in {duration(self.train_seconds)}"
+        return html_table(rows, caption=f"{self.recipe}: {work}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from scao_hf.finetune.observer import RunInfo
+from scao_hf.finetune.tables import html_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +130,7 @@ class Plan:
         """The plan as a table, for notebooks."""
         from scao_hf.finetune.planning.rows import rows
 
-        lines = (f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows(self))
-        return f'<table class="scao-plan"><tbody>{"".join(lines)}</tbody></table>'
+        return html_table(rows(self))
 
 
 def _plain(value: Any) -> Any:
