@@ -37,7 +37,6 @@ QUICK_START = f"""\
   See first what it will take       {PROGRAM} plan lora-sft -m Qwen/Qwen3-0.6B -d data.jsonl
   Change any setting                {PROGRAM} train lora-sft ... training.learning_rate=1e-4
   Write your own recipe             {PROGRAM} recipes copy lora-sft mine.yaml
-  and train it                      {PROGRAM} train mine.yaml
   Compare optimizers on your data   {PROGRAM} compare mine.yaml --optim scao --optim adamw_torch
   Something wrong?                  {PROGRAM} doctor
 

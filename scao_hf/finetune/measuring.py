@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -41,7 +42,7 @@ def measure(file: Path, overrides: Sequence[str] = (), observer: Observer | None
         FinetuneError: as `finetune`; disk.write.
     """
     with tempfile.TemporaryDirectory(prefix="scao-finetune-") as folder:
-        recipe = load_recipe(str(file), [*overrides, f"training.output_dir={folder}/run", "training.report_to=none"])
+        recipe = load_recipe(str(file), [*overrides, *_aside(folder)])
         report = finetune(recipe, observer)
     entry = measurement(recipe, report, overrides)
     text = with_measurement(file.read_text(encoding="utf-8"), str(file), entry)
@@ -50,6 +51,10 @@ def measure(file: Path, overrides: Sequence[str] = (), observer: Observer | None
     except OSError as error:
         raise FinetuneError("disk.write", f"cannot write {file}: {error.strerror}", "copy the recipe first") from error
     return entry
+
+
+def _aside(folder: str) -> list[str]:
+    return [f"training.output_dir={json.dumps(str(Path(folder, 'run')))}", "training.report_to=none"]
 
 
 def measurement(recipe: Recipe, report: FinetuneReport, overrides: Sequence[str]) -> dict[str, Any]:

@@ -114,9 +114,12 @@ class Chain(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(_attn_implementation="eager")
+        self.config = SimpleNamespace(_attn_implementation="none")
         self.embedding = torch.nn.Embedding(10, 8)
         self.up, self.down = torch.nn.Linear(8, 32, bias=False), torch.nn.Linear(32, 10, bias=False)
+
+    def set_attn_implementation(self, name: str) -> None:
+        raise ValueError(f"no attention here to be {name}")
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, use_cache: bool) -> torch.Tensor:
         return self.down(torch.tanh(self.up(self.embedding(input_ids)))).sum()
@@ -132,6 +135,16 @@ def test_activations_are_what_autograd_keeps() -> None:
     assert counted == kept + 4 * tokens * 32
 
 
+def test_a_model_that_looks_at_values_has_no_estimate() -> None:
+    class Choosy(Chain):
+        def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, use_cache: bool) -> torch.Tensor:
+            return self.embedding(input_ids[input_ids > 0])
+
+    with torch.device("meta"):
+        choosy = Choosy()
+    assert memory.activation_bytes(choosy, 3, 5, checkpointing=False, autocast=False) is None
+
+
 def test_checkpointing_and_fused_attention_lower_the_activations(tiny_model: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -141,7 +154,7 @@ def test_checkpointing_and_fused_attention_lower_the_activations(tiny_model: Pat
     def counted(attention: str, checkpointing: bool) -> int:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-        return memory.activation_bytes(model, 4, 128, checkpointing=checkpointing, autocast=False)
+        return memory.activation_bytes(model, 4, 128, checkpointing=checkpointing, autocast=False) or 0
 
     assert counted("sdpa", True) < counted("sdpa", False) < counted("eager", False)
     # Eager attention keeps its probabilities: 6 layers, 4 rows, 2 heads, 128 × 128, in float32.

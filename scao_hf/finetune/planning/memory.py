@@ -23,7 +23,7 @@ _ADAPTER_BYTES_WHEN_QUANTIZED = 2
 # those. LLM.int8 keeps one float32 scale a row, which is left out.
 _FOUR_BIT, _FOUR_BIT_TWICE, _EIGHT_BIT = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256), 1.0
 
-_FUSED = "planned_fused_attention"
+_FUSED, _EAGER = "planned_fused_attention", "planned_eager_attention"
 
 
 def weight_bytes(model: nn.Module, quantization: Mapping[str, Any] | None) -> int:
@@ -74,12 +74,12 @@ def adamw_bytes(model: nn.Module) -> int:
     return sum(2 * _bytes(parameter) + _STEP_BYTES for parameter in trained)
 
 
-def activation_bytes(model: Any, rows: int, length: int, *, checkpointing: bool, autocast: bool) -> int:
+def activation_bytes(model: Any, rows: int, length: int, *, checkpointing: bool, autocast: bool) -> int | None:
     """What autograd keeps of a micro-batch of `rows` times `length` tokens, and the gradient of the largest of it.
 
     A forward pass on the meta device, in which every tensor saved for the backward pass is counted once. Attention
     counts as a fused kernel does, which keeps its inputs and its output, unless the model's is "eager". A checkpointed
-    layer keeps its input, and one layer at a time keeps everything.
+    layer keeps its input, and one layer at a time keeps everything. None for a model whose steps depend on values.
 
     Args:
         model: causal language model on the meta device; its dtype is changed where `autocast` is given.
@@ -91,11 +91,15 @@ def activation_bytes(model: Any, rows: int, length: int, *, checkpointing: bool,
         model.to(torch.bfloat16)
     model.train()
     if checkpointing:
-        model.gradient_checkpointing_disable()
+        # The name changed in transformers 5.
+        getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
     count = _Count(model)
     ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
-    with _fused_attention(model), count.counting():
-        model(input_ids=ids, labels=ids, use_cache=False)
+    try:
+        with _attention_without_values(model), count.counting():
+            model(input_ids=ids, labels=ids, use_cache=False)
+    except RuntimeError:  # What torch raises where a meta tensor's values are asked for.
+        return None
     kept = count.outside + (count.checkpointed if checkpointing else sum(count.layers.values()))
     return kept + count.largest + copies
 
@@ -172,18 +176,28 @@ def _attend(
     return _KeepsInputsAndOutput.apply(query, key, value).transpose(1, 2), None
 
 
+def _attend_eagerly(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_args: Any, **_options: Any
+) -> tuple[Tensor, None]:
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    probabilities = torch.softmax(query @ key.mT, dim=-1)
+    return (probabilities @ value).transpose(1, 2), None
+
+
 @contextlib.contextmanager
-def _fused_attention(model: Any) -> Iterator[None]:
-    """Within it, a model whose attention can be exchanged keeps what a fused kernel would."""
+def _attention_without_values(model: Any) -> Iterator[None]:
+    """Within it, a model whose attention can be exchanged attends on shapes alone, and keeps what its own would.
+
+    Masks are made from values, which the meta device has none of, and are not made for an attention of another name.
+    """
     from transformers import AttentionInterface
 
     before = model.config._attn_implementation
-    if before == "eager":
-        yield
-        return
     AttentionInterface.register(_FUSED, _attend)
+    AttentionInterface.register(_EAGER, _attend_eagerly)
     try:
-        model.set_attn_implementation(_FUSED)
+        model.set_attn_implementation(_EAGER if before == "eager" else _FUSED)
     except ValueError:  # An architecture with an attention of its own.
         yield
         return

@@ -39,17 +39,18 @@ class Memory:
     """State of the recipe's optimizer; None where this package cannot tell it without training."""
     adamw: int
     """State of AdamW for the same parameters."""
-    activations: int
-    """Of the longest micro-batch: what autograd keeps, and the gradient of the largest of it."""
+    activations: int | None
+    """Of the longest micro-batch: what autograd keeps, and the gradient of the largest of it; None for a model whose
+    steps depend on values, as the routing of experts may."""
     device: str
     available: int
     """What the device has free now."""
 
     @property
     def total(self) -> int:
-        """All of it; AdamW's state stands in for one that is not known."""
+        """All that is known; AdamW's state stands in for one that is not."""
         state = self.adamw if self.optimizer is None else self.optimizer
-        return self.weights + self.gradients + state + self.activations
+        return self.weights + self.gradients + state + (self.activations or 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from scao_hf.finetune.planning.disk import disk_use
 from scao_hf.finetune.planning.outcome import Disk, Memory, Plan, Tokens
 from scao_hf.finetune.planning.probe import probe_run
 from scao_hf.finetune.quiet import quiet
-from scao_hf.finetune.run import _MIXED_PRECISION, _restored, _Run, answers
+from scao_hf.finetune.run import _MIXED_PRECISION, _no_trace, _restored, _Run, answers
 from scao_hf.finetune.trainer import GuardedTrainer
 from scao_hf.hf.options import OPTIMIZERS, option_defaults
 
@@ -40,7 +40,7 @@ def plan(recipe: Recipe, observer: Observer | None = None, *, probe: bool = Fals
     settings.check_reporters(recipe)
     observer = Silence() if observer is None else observer
     output_dir = settings.output_directory(recipe)
-    with quiet(), _restored(_MIXED_PRECISION), answers(output_dir):
+    with quiet(), _restored(_MIXED_PRECISION), answers(output_dir), _no_trace(output_dir):
         planned = _PlannedRun(recipe, observer, output_dir).plan()
     return replace(planned, probe=probe_run(recipe, observer, planned)) if probe else planned
 

@@ -84,7 +84,7 @@ def _memory(plan: Plan) -> str:
         f"weights {byte_size(memory.weights)}",
         f"gradients {byte_size(memory.gradients)}",
         state,
-        f"activations ~{byte_size(memory.activations)}",
+        "activations not known" if memory.activations is None else f"activations ~{byte_size(memory.activations)}",
     ]
     total = f"~{byte_size(memory.total)} of {byte_size(memory.available)} free on {memory.device}"
     return DOT.join([*parts, f"estimate: {total}"])
