@@ -61,7 +61,7 @@ def train(
     A setting comes from the recipe, then from an option such as --model, then from KEY=VALUE; the last one counts.
     """
     from .fine_tuning import fine_tune
-    from .launch import launch, wanted_processes
+    from .launch import launch, stays_on_cpu, wanted_processes
     from .render import next_after_training
 
     if offline:
@@ -80,7 +80,7 @@ def train(
         show_plan(recipe, given, context.obj, probe=False, as_json=as_json, quiet=quiet)
         return 0
     processes = wanted_processes(gpus)
-    if processes > 1:
+    if processes > 1 and not stays_on_cpu(recipe, given):
         return launch(recipe, given, context.obj, processes, overwrite=overwrite)
     fine_tune(
         recipe, given, context.obj, overwrite=overwrite, as_json=as_json, quiet=quiet, next_steps=next_after_training

@@ -54,7 +54,7 @@ class _ProbedRun(_Run):
         self._build_trainer()
         trainer = self.trainer
         longest = self._longest_rows(planned.info.rows_per_step * STEPS)
-        trainer.train_dataset = trainer.train_dataset.select(longest)
+        trainer.train_dataset = self._train_dataset().select(longest)
         trainer.add_callback(watch)
         self.observer.stage(f"measuring {STEPS} steps")
         trainer.train()
