@@ -46,6 +46,17 @@ def wanted_processes(gpus: str) -> int:
     return int(gpus)
 
 
+def stays_on_cpu(recipe: str, overrides: Sequence[str]) -> bool:
+    """Whether the recipe leaves the GPUs alone (`training.use_cpu`).
+
+    Raises:
+        FinetuneError: as `load_recipe`.
+    """
+    from scao_hf.finetune.recipes import load_recipe
+
+    return bool(load_recipe(recipe, overrides).training.get("use_cpu"))
+
+
 def launch(recipe: str, overrides: Sequence[str], invocation: Invocation, processes: int, *, overwrite: bool) -> int:
     """Check what can be checked once, then run this command in so many processes; returns the exit code.
 

@@ -29,7 +29,7 @@ class RecipeSummary:
     """None: to be given."""
     data: str | None
     method: str
-    """"LoRA", "quantized LoRA" or "full"."""
+    """"LoRA", "QLoRA" or "full"."""
     optimizer: str
     measured: tuple[str, ...]
     """One line each: what a real run of the recipe took and reached."""
@@ -193,7 +193,7 @@ def _entry(data: Mapping[str, Any], section: str, key: str) -> str | None:
 def _method(data: Mapping[str, Any]) -> str:
     if data.get("lora") is None:
         return "full"
-    return "LoRA" if data.get("quantization") is None else "quantized LoRA"
+    return "LoRA" if data.get("quantization") is None else "QLoRA"
 
 
 def _measurement(item: Any) -> str:

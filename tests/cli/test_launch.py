@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from scao_hf.cli.launch import run_together, surroundings, wait_for, wanted_processes
+from scao_hf.cli.launch import run_together, stays_on_cpu, surroundings, wait_for, wanted_processes
 from scao_hf.cli.main import main
 
 SHORT = ["data.max_samples=24", "data.test_split_size=8", "data.sample_tokens=0", "--max-steps", "2", "use_cpu=true"]
@@ -51,6 +51,31 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch, gp
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(typer.BadParameter):
         wanted_processes(gpus)
+
+
+def test_a_recipe_that_stays_on_the_cpu_is_not_started_for_each_gpu() -> None:
+    assert stays_on_cpu("cpu-smoke", [])
+    assert not stays_on_cpu("demo", [])
+
+
+def test_several_gpus_are_one_call_for_each_after_one_check(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[tuple[list[str], int]] = []
+
+    def run_together(command: list[str], number: int) -> int:
+        started.append((command, number))
+        return 6
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("scao_hf.cli.launch.run_together", run_together)
+    assert main(["train", "demo", "--max-steps", "2"]) == 6
+    assert started == [([sys.executable, "-m", "scao_hf", "train", "demo", "--max-steps", "2"], 2)]
+    assert capsys.readouterr().err == "using 2 GPUs, a process for each; --gpus 1 for one\n"
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "mine").touch()
+    assert main(["train", "demo"]) == 2
+    assert len(started) == 1
 
 
 def test_processes_find_each_other_and_all_succeed(tmp_path: Path) -> None:
