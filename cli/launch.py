@@ -101,7 +101,7 @@ def free_port() -> int:
 def wait_for(children: Sequence[subprocess.Popen[bytes]], grace: float = GRACE_SECONDS) -> int:
     """Wait for all; once one has failed, end those that have not ended by themselves after `grace` seconds."""
     failed, since = 0, 0.0
-    while any(child.poll() is None for child in children):
+    while None in [child.poll() for child in children]:
         codes = [child.returncode for child in children if child.returncode]
         if codes and not failed:
             failed, since = exit_code(codes[0]), time.monotonic()

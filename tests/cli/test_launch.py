@@ -1,4 +1,4 @@
-"""Several processes of one training: how many, what they are told, how they end, and a real run under accelerate."""
+"""Several processes of one training: how many, what they are told, how they end, and a real run of two."""
 
 from __future__ import annotations
 
@@ -102,20 +102,11 @@ def test_a_failure_of_all_is_told_once_and_in_full_by_the_first(
     assert err == "process 1: error[config.unknown-recipe]: no recipe is called `dmo`\n"
 
 
-def test_two_processes_under_accelerate_train_together_and_one_speaks(tmp_path: Path) -> None:
-    launcher = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    options = ["--mixed_precision", "no", "--dynamo_backend", "no", "--module", "scao_hf"]
+def test_two_processes_train_together_and_one_speaks(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scao_hf", "train", "demo", "--json", *SHORT]
+    code = f"import sys; from scao_hf.cli.launch import run_together; sys.exit(run_together({command!r}, 2))"
     result = subprocess.run(
-        [*launcher, *options, "train", "demo", "--json", *SHORT],
+        [sys.executable, "-c", code],
         cwd=tmp_path,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,

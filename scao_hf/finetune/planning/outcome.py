@@ -125,7 +125,7 @@ class Plan:
     def __str__(self) -> str:
         from scao_hf.finetune.planning.rows import rows
 
-        return "\n".join(f"{name:<9}{text}" for name, text in rows(self))
+        return "\n".join(f"{name:<11}{text}" for name, text in rows(self))
 
     def _repr_html_(self) -> str:
         """The plan as a table, for notebooks."""
