@@ -31,7 +31,7 @@ _PLAIN: dict[Any, Schema] = {
 
 def recipe_schema() -> Schema:
     """What a recipe file may hold, with the installed versions of TRL, transformers and PEFT."""
-    header = {
+    header: dict[str, Schema] = {
         "schema": {"const": SCHEMA_VERSION},
         "description": {"type": "string"},
         "measured": {"type": ["array", "null"], "items": {"type": "object"}},

@@ -10,6 +10,7 @@ import torch
 
 from scao_hf.finetune import run as runs
 from scao_hf.finetune.errors import FinetuneError
+from scao_hf.finetune.planning.plan import plan
 from scao_hf.finetune.recipes import load_recipe
 from scao_hf.finetune.run import FinetuneReport, finetune
 
@@ -103,7 +104,14 @@ def test_starts_that_could_not_be_saved_are_refused_on_reading(
 )
 def test_a_quantized_base_takes_an_adapter(recipe_file: Path, tmp_path: Path, quantization: str) -> None:
     pytest.importorskip("bitsandbytes", reason="quantization needs bitsandbytes")
-    report = finetune(load_recipe(str(recipe_file), [f"quantization={quantization}"]))
+    recipe = load_recipe(str(recipe_file), [f"quantization={quantization}"])
+    told = plan(recipe)
+    report = finetune(recipe)
+    assert told.memory.optimizer == report.optimizer_state_bytes
+    assert (told.info.trainable_parameters, told.info.total_parameters) == (
+        report.trainable_parameters,
+        report.total_parameters,
+    )
     assert report.steps == 3
     assert report.final_eval_loss is not None
     assert report.initial_eval_loss is not None

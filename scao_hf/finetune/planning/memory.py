@@ -16,8 +16,6 @@ ADAMW = frozenset({"adamw_torch", "adamw_torch_fused"})
 """Names whose state is two tensors like the parameter, and a step count in float32."""
 
 _STEP_BYTES = 4
-_ADAPTER_BYTES_WHEN_QUANTIZED = 2
-"""TRL casts the adapter of a quantized model to bfloat16."""
 
 # bitsandbytes: a float32 maximum for every 64 weights; with double quantization an 8-bit one, and a float32 for 256 of
 # those. LLM.int8 keeps one float32 scale a row, which is left out.
@@ -33,24 +31,19 @@ def weight_bytes(model: nn.Module, quantization: Mapping[str, Any] | None) -> in
         return sum(_bytes(tensor) for tensor in tensors)
     packed = {id(tensor) for tensor in _quantized(model)}
     per_weight = _quantized_bytes(quantization)
-    return round(
-        sum(
-            tensor.numel() * per_weight
-            if id(tensor) in packed
-            else trainable_bytes([tensor], quantization)
-            if tensor.requires_grad
-            else _bytes(tensor)
-            for tensor in tensors
-        )
-    )
+    return round(sum(tensor.numel() * per_weight if id(tensor) in packed else _bytes(tensor) for tensor in tensors))
 
 
-def trainable_bytes(parameters: Any, quantization: Mapping[str, Any] | None) -> int:
-    """Bytes of the trainable ones of `parameters`, which are also those of their gradients."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if quantization is None:
-        return sum(_bytes(parameter) for parameter in trained)
-    return sum(parameter.numel() for parameter in trained) * _ADAPTER_BYTES_WHEN_QUANTIZED
+def trainable_bytes(model: nn.Module) -> int:
+    """Bytes of the trainable parameters, which are also those of their gradients."""
+    return sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
+
+
+def cast_adapter(model: nn.Module) -> None:
+    """Make the trainable parameters bfloat16, as TRL does with the adapter of a quantized model."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def optimizer_bytes(args: Any, model: nn.Module) -> int | None:

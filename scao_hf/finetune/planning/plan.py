@@ -66,6 +66,9 @@ class _PlannedRun(_Run):
         self._load_light()
         self._load_weights()
         self._build_trainer()
+        if self.recipe.quantization is not None:
+            assert self.trainer.model is not None
+            memory.cast_adapter(self.trainer.model)
         self.observer.stage("counting bytes")
         info, tokens, disk = self._info(), self._tokens(), self._disk()
         used = self._memory(tokens)  # the last one, as it may change the dtype of the shapes
@@ -109,7 +112,7 @@ class _PlannedRun(_Run):
         assert shapes is not None
         return Memory(
             weights=memory.weight_bytes(shapes, quantization),
-            gradients=memory.trainable_bytes(shapes.parameters(), quantization),
+            gradients=memory.trainable_bytes(shapes),
             optimizer=memory.optimizer_bytes(args, shapes),
             adamw=memory.adamw_bytes(shapes),
             device=str(self.device),
@@ -126,8 +129,7 @@ class _PlannedRun(_Run):
     def _disk(self) -> Disk:
         args, shapes = self.trainer.args, self.trainer.model
         assert shapes is not None
-        trained = memory.trainable_bytes(shapes.parameters(), self.recipe.quantization)
-        saved = trained if self.recipe.lora is not None else memory.weight_bytes(shapes, None)
+        saved = memory.trainable_bytes(shapes) if self.recipe.lora is not None else memory.weight_bytes(shapes, None)
         rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         state = memory.optimizer_bytes(args, shapes)
         return disk_use(
