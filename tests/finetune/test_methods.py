@@ -98,13 +98,28 @@ def test_starts_that_could_not_be_saved_are_refused_on_reading(
     assert sentence in caught.value.message
 
 
+def blocks_of_32(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model whose sides are multiples of 32, as bitsandbytes' processor kernels want them."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(tiny_model, hidden_size=64, intermediate_size=96, head_dim=32)
+    directory = tmp_path / "blocks"
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(directory)
+    return directory
+
+
 @pytest.mark.parametrize(
     "quantization",
     ["{load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true}", "{load_in_8bit: true}"],
 )
-def test_a_quantized_base_takes_an_adapter(recipe_file: Path, tmp_path: Path, quantization: str) -> None:
+def test_a_quantized_base_takes_an_adapter(
+    recipe_file: Path, tiny_model: Path, tmp_path: Path, quantization: str
+) -> None:
     pytest.importorskip("bitsandbytes", reason="quantization needs bitsandbytes")
-    recipe = load_recipe(str(recipe_file), [f"quantization={quantization}"])
+    overrides = [f"quantization={quantization}", f"model.model_name_or_path={blocks_of_32(tiny_model, tmp_path)}"]
+    recipe = load_recipe(str(recipe_file), overrides)
     told = plan(recipe)
     report = finetune(recipe)
     assert told.memory.optimizer == report.optimizer_state_bytes
