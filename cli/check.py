@@ -80,14 +80,14 @@ def judge(name: str, *, fix: bool) -> Verdict:
 def mended(name: str) -> tuple[str, ...]:
     """Mend the file of a recipe in place; a recipe of the package is not a file of the user's, and stays."""
     from scao_hf.finetune.mending import mend
-    from scao_hf.finetune.recipes import find_recipe, is_packaged
+    from scao_hf.finetune.recipes import find_recipe, is_packaged, recipe_text, write_text
 
     path = find_recipe(name)
     if is_packaged(path):
         return ()
-    outcome = mend(path.read_text(encoding="utf-8"), str(path))
+    outcome = mend(recipe_text(name), str(path))
     if outcome.changes:
-        path.write_text(outcome.text, encoding="utf-8")
+        write_text(path, outcome.text)
     return (*outcome.changes, *(f"{sentence}; left as it is" for sentence in outcome.left))
 
 
@@ -132,6 +132,8 @@ def schema(
     """
     from scao_hf.finetune.quiet import quiet
 
+    from scao_hf.finetune.recipes import write_text
+
     with quiet():
         from scao_hf.finetune.json_schema import recipe_schema
 
@@ -139,5 +141,5 @@ def schema(
     if output is None:
         print_document(document)
     else:
-        output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write_text(output, json.dumps(document, indent=2) + "\n")
         say(str(output))

@@ -15,10 +15,9 @@ from scao_hf._version import __version__
 from scao_hf.finetune import yaml_core
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.devices import peak_bytes
-from scao_hf.finetune.errors import FinetuneError
 from scao_hf.finetune.model import device_of
 from scao_hf.finetune.observer import Observer
-from scao_hf.finetune.recipes import load_recipe
+from scao_hf.finetune.recipes import load_recipe, recipe_text, write_text
 from scao_hf.finetune.record import hardware
 from scao_hf.finetune.run import FinetuneReport, finetune
 
@@ -45,11 +44,7 @@ def measure(file: Path, overrides: Sequence[str] = (), observer: Observer | None
         recipe = load_recipe(str(file), [*overrides, *_aside(folder)])
         report = finetune(recipe, observer)
     entry = measurement(recipe, report, overrides)
-    text = with_measurement(file.read_text(encoding="utf-8"), str(file), entry)
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise FinetuneError("disk.write", f"cannot write {file}: {error.strerror}", "copy the recipe first") from error
+    write_text(file, with_measurement(recipe_text(str(file)), str(file), entry))
     return entry
 
 

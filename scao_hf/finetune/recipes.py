@@ -81,12 +81,21 @@ def copy_recipe(name: str, dest: Path | str | None = None, force: bool = False) 
         target = target / source.name
     if target.exists() and not force:
         raise FinetuneError("config.file-exists", f"{target} exists", "give another name, or --force to replace it")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(_read(source), encoding="utf-8")
-    except OSError as error:
-        raise FinetuneError("disk.write", f"cannot write {target}: {error.strerror}", "give another place") from error
+    write_text(target, _read(source))
     return target
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that the user named, and the folders to it.
+
+    Raises:
+        FinetuneError: disk.write.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise FinetuneError("disk.write", f"cannot write {path}: {error.strerror}", "give another place") from error
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
