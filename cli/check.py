@@ -80,12 +80,14 @@ def judge(name: str, *, fix: bool) -> Verdict:
 def mended(name: str) -> tuple[str, ...]:
     """Mend the file of a recipe in place; a recipe of the package is not a file of the user's, and stays."""
     from scao_hf.finetune.mending import mend
+    from scao_hf.finetune.quiet import quiet
     from scao_hf.finetune.recipes import find_recipe, is_packaged, recipe_text, write_text
 
     path = find_recipe(name)
     if is_packaged(path):
         return ()
-    outcome = mend(recipe_text(name), str(path))
+    with quiet():
+        outcome = mend(recipe_text(name), str(path))
     if outcome.changes:
         write_text(path, outcome.text)
     return (*outcome.changes, *(f"{sentence}; left as it is" for sentence in outcome.left))
@@ -131,7 +133,6 @@ def schema(
       scao-finetune schema -o recipe.schema.json
     """
     from scao_hf.finetune.quiet import quiet
-
     from scao_hf.finetune.recipes import write_text
 
     with quiet():
