@@ -19,6 +19,7 @@ from scao_hf.finetune.planning.cautions import cautions
 from scao_hf.finetune.planning.disk import disk_use
 from scao_hf.finetune.planning.outcome import Disk, Plan
 from scao_hf.finetune.planning.plan import plan
+from scao_hf.finetune.planning.probe import longest_rows
 from scao_hf.finetune.planning.rows import rows
 from scao_hf.finetune.recipes import load_recipe
 from scao_hf.finetune.run import finetune
@@ -104,6 +105,14 @@ def test_a_probe_measures_real_steps_and_keeps_nothing(recipe_file: Path, planne
     tokens = told.tokens.total / told.info.train_rows * told.info.rows_per_step * told.info.total_steps
     assert told.probe.run_seconds == pytest.approx(tokens / told.probe.tokens_per_second)
     assert not (recipe_file.parent / "run").exists()
+
+
+def test_a_probe_takes_the_longest_rows() -> None:
+    from datasets import Dataset
+
+    dataset = Dataset.from_dict({"input_ids": [[1], [2, 2, 2], [3, 3], [4, 4, 4, 4]]})
+    assert longest_rows(dataset, 2)["input_ids"] == [[4, 4, 4, 4], [2, 2, 2]]
+    assert len(longest_rows(dataset, 9)) == 4
 
 
 # Activations

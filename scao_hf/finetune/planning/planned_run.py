@@ -71,7 +71,8 @@ class PlannedRun(_Run):
 
     def _tokens(self) -> Tokens:
         compute = pyarrow.compute
-        table = self._train_dataset().with_format("arrow")[:]
+        dataset: Any = self.trainer.train_dataset
+        table = dataset.with_format("arrow")[:]
         lengths = compute.list_value_length(table.column("input_ids"))
         middle, high = compute.quantile(lengths, q=[0.5, 0.95], interpolation="higher").to_pylist()
         limit = self.recipe.data.max_length
@@ -113,7 +114,7 @@ class PlannedRun(_Run):
         return disk_use(
             args,
             self.steps,
-            math.ceil(len(self._train_dataset()) / rows_per_step),
+            math.ceil(self._info().train_rows / rows_per_step),
             saved=saved,
             state=memory.adamw_bytes(shapes) if state is None else state,
             output_dir=self.output_dir,

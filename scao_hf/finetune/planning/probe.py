@@ -53,8 +53,7 @@ class _ProbedRun(_Run):
         self._load_weights()
         self._build_trainer()
         trainer = self.trainer
-        longest = self._longest_rows(planned.info.rows_per_step * STEPS)
-        trainer.train_dataset = self._train_dataset().select(longest)
+        trainer.train_dataset = longest_rows(trainer.train_dataset, planned.info.rows_per_step * STEPS)
         trainer.add_callback(watch)
         self.observer.stage(f"measuring {STEPS} steps")
         trainer.train()
@@ -71,10 +70,12 @@ class _ProbedRun(_Run):
             optimizer_bytes=state_bytes(trainer.optimizer),
         )
 
-    def _longest_rows(self, number: int) -> list[int]:
-        """Indices of the longest training rows, so many; of fewer rows, all."""
-        lengths = pyarrow.compute.list_value_length(self._train_dataset().with_format("arrow")[:].column("input_ids"))
-        return pyarrow.compute.sort_indices(lengths, sort_keys=[("", "descending")]).to_pylist()[:number]
+
+def longest_rows(dataset: Any, number: int) -> Any:
+    """The longest of the rows, so many; all where there are fewer."""
+    lengths = pyarrow.compute.list_value_length(dataset.with_format("arrow")[:].column("input_ids"))
+    order = pyarrow.compute.sort_indices(lengths, sort_keys=[("", "descending")])
+    return dataset.select(order.to_pylist()[:number])
 
 
 def _shortened(recipe: Recipe, output_dir: Path) -> Recipe:
