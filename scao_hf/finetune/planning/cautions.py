@@ -64,7 +64,7 @@ def _state(info: RunInfo, memory: Memory) -> Iterator[Caution]:
         return
     if memory.optimizer > _MUCH_STATE * memory.adamw:
         message = f"the state of {info.optimizer} is {memory.optimizer / memory.adamw:.1f} times AdamW's"
-        yield Caution(code="state", message=message, hint="a smaller scao.k_max")
+        yield Caution(code="state", message=message, hint="a smaller scao.max_precond_dim")
 
 
 def _rows(recipe: Recipe, info: RunInfo, tokens: Tokens) -> Iterator[Caution]:
