@@ -98,11 +98,11 @@ def test_starts_that_could_not_be_saved_are_refused_on_reading(
     assert sentence in caught.value.message
 
 
-def blocks_of_32(tiny_model: Path, tmp_path: Path) -> Path:
-    """A model whose sides are multiples of 32, as bitsandbytes' processor kernels want them."""
+def blocks_of_64(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model whose sides are multiples of 64, as bitsandbytes' processor kernels want them."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(tiny_model, hidden_size=64, intermediate_size=96, head_dim=32)
+    config = AutoConfig.from_pretrained(tiny_model, hidden_size=64, intermediate_size=128, head_dim=32)
     directory = tmp_path / "blocks"
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
@@ -118,7 +118,7 @@ def test_a_quantized_base_takes_an_adapter(
     recipe_file: Path, tiny_model: Path, tmp_path: Path, quantization: str
 ) -> None:
     pytest.importorskip("bitsandbytes", reason="quantization needs bitsandbytes")
-    overrides = [f"quantization={quantization}", f"model.model_name_or_path={blocks_of_32(tiny_model, tmp_path)}"]
+    overrides = [f"quantization={quantization}", f"model.model_name_or_path={blocks_of_64(tiny_model, tmp_path)}"]
     recipe = load_recipe(str(recipe_file), overrides)
     told = plan(recipe)
     report = finetune(recipe)
