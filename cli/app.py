@@ -19,8 +19,8 @@ from .failures import EXIT_CODES
 from .generate import generate
 from .lr_find import lr_find
 from .merge import merge
-from .push import push
 from .plan import plan
+from .push import push
 from .recipe_commands import recipes
 from .report import report
 from .run_commands import runs
