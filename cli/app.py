@@ -17,6 +17,7 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .failures import EXIT_CODES
 from .generate import generate
+from .invocation import PROGRAM
 from .lr_find import lr_find
 from .merge import merge
 from .plan import plan
@@ -25,8 +26,6 @@ from .recipe_commands import recipes
 from .report import report
 from .run_commands import runs
 from .train import train
-
-PROGRAM = "scao-finetune"
 
 QUICK_START = f"""\
 {PROGRAM} {__version__}: fine-tune language models with the SCAO optimizer

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scao_hf.finetune.errors import Interrupted
+
 from .console import tell
 from .documents import print_document
-from .invocation import Invocation, process_number
+from .invocation import PROGRAM, Invocation, process_number
 from .progress import progress_for
 from .render import print_report
 
@@ -22,18 +25,27 @@ def fine_tune(
     invocation: Invocation,
     *,
     overwrite: bool,
+    resume: bool | Path = False,
     as_json: bool,
     quiet: bool,
     next_steps: Callable[[FinetuneReport], Sequence[tuple[str, str]]],
 ) -> None:
-    """Run `recipe` and print its report, as text with `next_steps` or as one JSON document."""
+    """Run `recipe` and print its report, as text with `next_steps` or as one JSON document.
+
+    An interrupted run says which command goes on with it.
+    """
     speaks = process_number() == 0
     with progress_for(invocation, quiet=quiet or not speaks) as progress:
         progress.stage("loading torch and transformers")
         from scao_hf.finetune.recipes import load_recipe
         from scao_hf.finetune.run import finetune
 
-        report = finetune(load_recipe(recipe, overrides), progress, overwrite=overwrite)
+        try:
+            report = finetune(load_recipe(recipe, overrides), progress, overwrite=overwrite, resume=resume)
+        except Interrupted as stopped:
+            if stopped.checkpoint is not None:
+                stopped.hint = f"to go on: {shlex.join([PROGRAM, 'train', recipe, *overrides, '--resume'])}"
+            raise
         if not speaks:
             return
         progress.stage("drawing the report")

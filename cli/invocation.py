@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+PROGRAM = "scao-finetune"
+
 
 @dataclass
 class Invocation:

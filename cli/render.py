@@ -160,11 +160,21 @@ def files_text(report: FinetuneReport, width: int, page: Path | None) -> str:
     state = figures.byte_size(report.optimizer_state_bytes)
     rows = [
         ("saved", f"{report.saved_dir} ({what})"),
+        *best_row(report),
         ("details", f"{report.output_dir}: metrics.jsonl, run.json, recipe.resolved.yaml"),
         *([] if page is None else [("report", str(page))]),
         ("memory", f"{state} of optimizer state"),
     ]
     return columns(rows, width, indent=2)
+
+
+def best_row(report: FinetuneReport) -> list[tuple[str, str]]:
+    """The checkpoint of the best step, where the run looked for it."""
+    if report.best_step is None or report.best_metric is None:
+        return []
+    place = "not kept" if report.best_checkpoint is None else str(report.best_checkpoint)
+    early = f"; stopped early after {counted(report.steps, 'step')}" if report.stopped_early else ""
+    return [("best", f"{place} (step {report.best_step}, {report.best_metric:.4g}){early}")]
 
 
 def next_after_training(report: FinetuneReport) -> list[tuple[str, str]]:

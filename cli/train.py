@@ -45,6 +45,13 @@ def train(
             help="GPUs of this machine to train on, a process for each; auto is all that are visible.",
         ),
     ] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last complete checkpoint of the run's folder.")
+    ] = False,
+    resume_from: Annotated[
+        Path | None,
+        typer.Option("--resume-from", metavar="PATH", help="Go on from this checkpoint, or from this run's last one."),
+    ] = None,
     offline: Offline = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -57,6 +64,10 @@ def train(
       scao-finetune train lora-sft -m Qwen/Qwen3-0.6B -d data.jsonl
 
       scao-finetune train mine.yaml lora.r=8 training.learning_rate=1e-4
+
+      scao-finetune train mine.yaml --resume
+
+    Ctrl-C or SIGTERM finishes the step and saves a checkpoint; a second one stops at once.
 
     A setting comes from the recipe, then from an option such as --model, then from KEY=VALUE; the last one counts.
     """
@@ -81,8 +92,15 @@ def train(
         return 0
     processes = wanted_processes(gpus)
     if processes > 1 and not stays_on_cpu(recipe, given):
-        return launch(recipe, given, context.obj, processes, overwrite=overwrite)
+        return launch(recipe, given, context.obj, processes, overwrite=overwrite or resume or resume_from is not None)
     fine_tune(
-        recipe, given, context.obj, overwrite=overwrite, as_json=as_json, quiet=quiet, next_steps=next_after_training
+        recipe,
+        given,
+        context.obj,
+        overwrite=overwrite,
+        resume=resume if resume_from is None else resume_from,
+        as_json=as_json,
+        quiet=quiet,
+        next_steps=next_after_training,
     )
     return 0

@@ -35,7 +35,11 @@ def plan(recipe: str | Recipe, *overrides: str, probe: bool = False, observer: O
 
 
 def train(
-    recipe: str | Recipe, *overrides: str, overwrite: bool = False, observer: Observer | None = None
+    recipe: str | Recipe,
+    *overrides: str,
+    overwrite: bool = False,
+    resume: bool | Path = False,
+    observer: Observer | None = None,
 ) -> FinetuneReport:
     """Fine-tune, evaluate and save: `scao-finetune train`.
 
@@ -43,6 +47,7 @@ def train(
         recipe: a recipe's name or file, or one that was read.
         overrides: texts "section.key=value" over it.
         overwrite: replace an earlier run in the recipe's output directory.
+        resume: go on from the last complete checkpoint there, or from a checkpoint's or a run's directory.
         observer: told of every stage, step and evaluation; silent by default.
 
     Raises:
@@ -50,7 +55,7 @@ def train(
     """
     from scao_hf.finetune.run import finetune
 
-    return finetune(_read(recipe, overrides), observer, overwrite=overwrite)
+    return finetune(_read(recipe, overrides), observer, overwrite=overwrite, resume=resume)
 
 
 def compare(

@@ -22,6 +22,9 @@ _LEAST_TRAINING = {
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
 }
+METRICS = ("loss", "perplexity")
+"""What is measured on held-out rows, so that the best step can be told by it."""
+
 _DECAYS = ("adam_beta1", "adam_beta2")
 
 
@@ -30,6 +33,7 @@ def inconsistencies(recipe: Recipe) -> Iterator[Problem]:
     yield from _data_errors(recipe)
     yield from _training_errors(recipe)
     yield from _held_out_errors(recipe)
+    yield from _best_model_errors(recipe)
     if recipe.data.packing and recipe.data.max_length is None:
         yield "data.packing", "packing fills rows of data.max_length tokens, which is null", "set data.max_length"
     if recipe.quantization is not None and recipe.lora is None:
@@ -84,6 +88,20 @@ def _training_errors(recipe: Recipe) -> Iterator[Problem]:
     if epochs is not None and not 0 < epochs < math.inf:
         path = "training.num_train_epochs"
         yield path, f"`{path}` must be finite and above 0, got {epochs}", "write 1"
+
+
+def _best_model_errors(recipe: Recipe) -> Iterator[Problem]:
+    training = recipe.training
+    metric, patience = training.get("metric_for_best_model"), training.get("early_stopping_patience")
+    if metric is not None and str(metric).removeprefix("eval_") not in METRICS:
+        path = "training.metric_for_best_model"
+        yield path, f"`{path}` must be one of {', '.join(METRICS)}, got {metric}", "write loss"
+    yield from _below("training.early_stopping_patience", patience, 1)
+    yield from _below("training.early_stopping_threshold", training.get("early_stopping_threshold"), 0)
+    if patience is not None and training.get("eval_strategy", "no") == "no":
+        path = "training.early_stopping_patience"
+        message = f"`{path}` counts evaluations without an improvement, and training.eval_strategy is no"
+        yield path, message, "write training.eval_strategy: steps, and eval_steps"
 
 
 def _below(path: str, value: float | None, least: int) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ from typing import Any
 
 EXIT_CODES = {
     "config": 2,
+    "resume": 2,
     "data": 3,
     "model": 4,
     "memory": 5,
@@ -111,16 +112,33 @@ class SeveralErrors(FinetuneError):
 
 
 class Interrupted(FinetuneError):
-    """The run was asked to stop, and did so after a whole step.
+    """The run was asked to stop, and did so after a whole step; asked twice, at once.
 
     Args:
         signal_name: "SIGINT" (exit code 130) or "SIGTERM" (143).
-        checkpoint: the checkpoint saved on the way out; None if no step had been made.
+        step: whole steps made.
+        checkpoint: saved on the way out, or the last one of a run that was stopped at once; None if there is none.
+        at_once: whether the step in hand was given up.
+        weights: what was saved of a run whose steps were all made.
     """
 
-    def __init__(self, signal_name: str, step: int, checkpoint: Path | None) -> None:
-        saved = "nothing to save yet" if checkpoint is None else f"saved {checkpoint}"
-        super().__init__(f"interrupted.{signal_name.lower()}", f"stopped by {signal_name} after step {step}; {saved}")
+    def __init__(
+        self,
+        signal_name: str,
+        step: int,
+        checkpoint: Path | None,
+        at_once: bool = False,
+        weights: Path | None = None,
+    ) -> None:
+        if weights is not None:
+            message = f"stopped by {signal_name} after all {step} steps; their weights are in {weights}"
+        elif at_once:
+            saved = "there is no checkpoint" if checkpoint is None else f"the last checkpoint is {checkpoint}"
+            message = f"stopped at once by {signal_name} after step {step}; {saved}"
+        else:
+            saved = "nothing to save yet" if checkpoint is None else f"saved {checkpoint}"
+            message = f"stopped by {signal_name} after step {step}; {saved}"
+        super().__init__(f"interrupted.{signal_name.lower()}", message)
         self.signal_name = signal_name
         self.step = step
         self.checkpoint = checkpoint

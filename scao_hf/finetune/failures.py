@@ -8,7 +8,11 @@ from pathlib import Path
 
 from scao_hf.finetune.errors import FinetuneError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a quota that is used up, and a file larger than a limit allows."""
+_TORCH_WRITING = ("PytorchStreamWriter failed", "unexpected pos", "iostream error")
+"""What torch.save says of a write that failed, whatever the reason."""
+
 _LESS_MEMORY = (
     "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps; then "
     "training.gradient_checkpointing=true, a smaller data.max_length, a section `lora`"
@@ -35,20 +39,27 @@ def _memory(error: BaseException, _output_dir: Path) -> FinetuneError | None:
     text = str(error)
     allocator = isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
     if isinstance(error, MemoryError) or allocator:
-        return FinetuneError("memory.out", f"out of memory: {text.splitlines()[0] if text else 'host'}", _LESS_MEMORY)
+        return FinetuneError("memory.out", f"out of memory: {memory_reason(error)}", _LESS_MEMORY)
     return None
+
+
+def memory_reason(error: BaseException) -> str:
+    """What an allocator said, one line."""
+    return str(error).splitlines()[0] if str(error) else "the machine has no more"
 
 
 def _disk(error: BaseException, output_dir: Path) -> FinetuneError | None:
     text = str(error)
-    if (isinstance(error, OSError) and error.errno in _FULL) or "No space left on device" in text:
+    full = ("No space left on device", "Disk quota exceeded", "File too large")
+    if (isinstance(error, OSError) and error.errno in _FULL) or any(words in text for words in full):
         hint = f"free some space, or write elsewhere: training.output_dir; {output_dir} keeps what is complete"
         return FinetuneError("disk.full", f"no space left on the device that holds {output_dir}", hint)
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         place = error.filename or output_dir
         return FinetuneError("disk.permission", f"no permission to write {place}", "set training.output_dir")
-    if "PytorchStreamWriter failed" in text:
-        return FinetuneError("disk.write", f"cannot write {output_dir}: {text.splitlines()[0]}", "check the disk")
+    if isinstance(error, RuntimeError) and any(words in text for words in _TORCH_WRITING):
+        hint = f"check the disk and the space on it; {output_dir} keeps what is complete"
+        return FinetuneError("disk.write", f"cannot write {output_dir}: {text.splitlines()[0]}", hint)
     return None
 
 

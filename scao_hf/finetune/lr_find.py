@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -225,7 +225,7 @@ def _sweep_trainer(sweep: Sweep) -> Any:
             if left(self.losses, sweep.steps):
                 raise _Left
 
-        def diverged(self, code: str, what: str) -> None:
+        def diverged(self, code: str, what: str, origin: Callable[[], str]) -> None:
             raise _Left
 
         def save_resumable(self) -> None:

@@ -50,6 +50,46 @@ def _check_rows(dataset: Any, name: str, recipe: Recipe, model: Any, funnel: dic
     check_token_ids(largest, model)
 
 
+def notices(trainer: Any, recipe: Recipe, model: Any) -> list[str]:
+    """What is odd about the training rows, and yet can be trained on."""
+    table = trainer.train_dataset.with_format("arrow")[:]
+    ends = end_tokens(trainer.processing_class, model)
+    if not ends or supervises(table, ends):
+        return []
+    words = " or ".join(trainer.processing_class.convert_ids_to_tokens(ends))
+    told = f"the loss counts no end-of-text token ({words}), so that the model will not learn to stop"
+    cut = "" if recipe.data.max_length is None else f" rows cut at data.max_length={recipe.data.max_length}, or"
+    return [f"{told}; look for{cut} a chat template without it"]
+
+
+def end_tokens(tokenizer: Any, model: Any) -> list[int]:
+    """The tokens at which generation stops, the tokenizer's and the model's."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
+    return sorted({token for token in ids if token is not None})
+
+
+def supervises(table: pyarrow.Table, tokens: list[int]) -> bool:
+    """Whether the loss counts one of the tokens in any row."""
+    compute = pyarrow.compute
+    ids = compute.list_flatten(table.column("input_ids"))
+    found = compute.is_in(ids, value_set=pyarrow.array(tokens, ids.type))
+    counted = _counted(table)
+    return bool(compute.any(found if counted is None else compute.and_(found, counted)).as_py())
+
+
+def _counted(table: pyarrow.Table) -> Any:
+    """Whether the loss counts each token of all rows; None if it counts all of them."""
+    compute = pyarrow.compute
+    if "labels" in table.column_names:
+        return compute.not_equal(compute.list_flatten(table.column("labels")), IGNORED)
+    masks = [compute.list_flatten(table.column(name)) for name in _MASKS if name in table.column_names]
+    if not masks:
+        return None
+    product = masks[0] if len(masks) == 1 else compute.multiply(*masks)
+    return compute.greater(product, 0)
+
+
 def learnable_rows(dataset: Any) -> Any:
     """The rows with a supervised token left after the cut; some releases of TRL keep the others."""
     columns = [name for name in ("labels", *_MASKS) if name in dataset.column_names]
@@ -66,12 +106,6 @@ def _has_supervised_token(columns: list[str], values: tuple[list[int], ...]) -> 
 
 def supervised_tokens(table: pyarrow.Table) -> int:
     """Tokens that the loss counts, whether TRL has made labels of its masks already or will in the collator."""
-    compute = pyarrow.compute
-    if "labels" in table.column_names:
-        labels = compute.list_flatten(table.column("labels"))
-        return int(compute.sum(compute.not_equal(labels, IGNORED)).as_py() or 0)
-    masks = [compute.list_flatten(table.column(name)) for name in _MASKS if name in table.column_names]
-    if not masks:
-        return int(compute.sum(compute.list_value_length(table.column("input_ids"))).as_py() or 0)
-    product = masks[0] if len(masks) == 1 else compute.multiply(*masks)
-    return int(compute.sum(product).as_py() or 0)
+    counted = _counted(table)
+    of_rows = pyarrow.compute.list_value_length(table.column("input_ids")) if counted is None else counted
+    return int(pyarrow.compute.sum(of_rows).as_py() or 0)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from scao_hf.finetune.checkpoints import checkpoint_path
 from scao_hf.finetune.devices import peak_bytes
 from scao_hf.finetune.evaluate import Evaluation
 from scao_hf.finetune.observer import EvalMetrics, Observer, StepMetrics
-from scao_hf.finetune.record import CHECKPOINT_PREFIX, RunRecord
+from scao_hf.finetune.record import RunRecord
 from scao_hf.finetune.trainer import GuardedTrainer
 from scao_hf.hf.callback import PREFIX
 
@@ -24,10 +24,23 @@ class Reporter(TrainerCallback):
         self.observer = observer
         self.record = record
         self.moment = "before"
-        self.last_evaluation: EvalMetrics | None = None
-        self.first_evaluation: EvalMetrics | None = None
         self.tokens = 0
         self._tokens_at, self._seconds_at = 0, 0.0
+
+    @property
+    def first_evaluation(self) -> EvalMetrics | None:
+        """Before training."""
+        return self.trainer.ledger.first_evaluation
+
+    @property
+    def last_evaluation(self) -> EvalMetrics | None:
+        """The latest, in this process or in the one that it resumed."""
+        return self.trainer.ledger.last_evaluation
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A resumed run starts with the tokens and seconds of its checkpoint, which its pace leaves out.
+        self.tokens = self._tokens_at = int(self.trainer._total_train_tokens)
+        self._seconds_at = self.trainer.stopwatch.seconds
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs is None or "loss" not in logs:
@@ -37,7 +50,7 @@ class Reporter(TrainerCallback):
         self.observer.step(metrics)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.observer.saved(Path(args.output_dir, f"{CHECKPOINT_PREFIX}{state.global_step}"))
+        self.observer.saved(checkpoint_path(self.trainer.folder, state.global_step))
 
     def evaluated(self, result: Evaluation, seconds: float) -> None:
         """Report one evaluation."""
@@ -49,16 +62,17 @@ class Reporter(TrainerCallback):
             tokens=result.tokens,
             seconds=seconds,
         )
-        self.first_evaluation = self.first_evaluation or metrics
-        self.last_evaluation = metrics
+        ledger = self.trainer.ledger
+        ledger.first_evaluation = ledger.first_evaluation or metrics
+        ledger.last_evaluation = metrics
         self.record.metrics("evaluation", asdict(metrics))
         self.observer.evaluated(metrics)
 
     def evaluated_again(self, moment: str) -> None:
         """Report the last evaluation under another moment: nothing has changed since."""
         assert self.last_evaluation is not None
-        self.last_evaluation = replace(self.last_evaluation, moment=moment)
-        self.observer.evaluated(self.last_evaluation)
+        self.trainer.ledger.last_evaluation = replace(self.last_evaluation, moment=moment)
+        self.observer.evaluated(self.trainer.ledger.last_evaluation)
 
     def _step_metrics(self, state: Any, logs: dict[str, Any]) -> StepMetrics:
         seconds = self.trainer.stopwatch.seconds

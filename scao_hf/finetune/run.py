@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from scao_hf.finetune.data import Rows
     from scao_hf.finetune.evaluate import Evaluation
     from scao_hf.finetune.progress import Reporter
-    from scao_hf.finetune.record import RunRecord
+    from scao_hf.finetune.record import Earlier, RunRecord
+    from scao_hf.finetune.resume import Change, Resumption
     from scao_hf.finetune.sample import Prompt
     from scao_hf.finetune.saving import AdapterStart
     from scao_hf.finetune.trainer import GuardedTrainer
@@ -77,6 +78,13 @@ class FinetuneReport:
     sample_prompt: str | None
     sample_before: str | None
     sample_after: str | None
+    stopped_early: bool = False
+    """Whether `training.early_stopping_patience` ended the run before its last step."""
+    best_step: int | None = None
+    """Step with the best `training.metric_for_best_model`; None where that is not looked at."""
+    best_metric: float | None = None
+    best_checkpoint: Path | None = None
+    """Where the best step was saved; with `training.load_best_model_at_end` its weights are the saved ones."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON."""
@@ -121,7 +129,9 @@ class Measurement:
     """The step in which a number was not finite."""
 
 
-def finetune(recipe: Recipe, observer: Observer | None = None, *, overwrite: bool = False) -> FinetuneReport:
+def finetune(
+    recipe: Recipe, observer: Observer | None = None, *, overwrite: bool = False, resume: bool | Path = False
+) -> FinetuneReport:
     """Fine-tune as the recipe says: evaluate, train, evaluate again, and save.
 
     Nothing is written before the recipe, the data and the model have been checked. From then on `run.json` in the
@@ -131,27 +141,43 @@ def finetune(recipe: Recipe, observer: Observer | None = None, *, overwrite: boo
         recipe: from `load_recipe`.
         observer: told of every stage, step and evaluation; silent by default.
         overwrite: replace an earlier run in `training.output_dir` instead of refusing a directory that is not empty.
+        resume: go on from the last complete checkpoint of `training.output_dir` (True), or from a checkpoint's or a
+            run's directory. The run continues bit for bit; settings that cannot change are refused.
 
     Raises:
         FinetuneError: anything the user can answer; `exit_code` says of which kind.
         Interrupted: Ctrl-C or SIGTERM, after the step in hand was finished and a checkpoint saved.
     """
     from scao_hf.finetune import settings
-    from scao_hf.finetune.record import check_directory
 
     settings.require_complete(recipe)
     settings.check_reporters(recipe)
     output_dir = settings.output_directory(recipe)
-    if _is_first_process():  # a later process would find what the first has begun to write
-        check_directory(output_dir, overwrite)
+    resumption = _resumption(resume, output_dir, overwrite)
     observer = observer if observer is not None and _is_first_process() else Silence()
-    for notice in recipe.notices:
+    for notice in recipe.notices + (() if resumption is None else resumption.notices):
         observer.notice(notice)
     observer.stage("loading torch and transformers")
     from scao_hf.finetune.quiet import quiet
+    from scao_hf.finetune.signals import terminating
 
-    with quiet(), _restored(_MIXED_PRECISION), answers(output_dir), _no_trace(output_dir):
-        return _Run(recipe, observer, output_dir).report()
+    with quiet(), _restored(_MIXED_PRECISION), answers(output_dir), _no_trace(output_dir), terminating():
+        return _Run(recipe, observer, output_dir, resumption).report()
+
+
+def _resumption(resume: bool | Path, output_dir: Path, overwrite: bool) -> Resumption | None:
+    """What is to be resumed, if anything, after a look at the output directory."""
+    from scao_hf.finetune.record import check_directory, check_permission
+    from scao_hf.finetune.resume import find_resumption
+
+    found = None if resume is False else find_resumption(resume, output_dir, overwrite)
+    if not _is_first_process():  # a later process would find what the first has begun to write
+        return found
+    if found is not None and found.in_place:
+        check_permission(output_dir)
+    else:
+        check_directory(output_dir, overwrite)
+    return found
 
 
 def measure(recipe: Recipe, seed: int, observer: Observer | None = None) -> Measurement:
@@ -240,7 +266,9 @@ def answers(output_dir: Path) -> Iterator[None]:
     except FinetuneError:
         raise
     except KeyboardInterrupt as error:
-        raise Interrupted("SIGINT", 0, None) from error
+        from scao_hf.finetune.signals import name_of
+
+        raise Interrupted(name_of(error), 0, None) from error
     except Exception as error:
         known = translated(error, output_dir)
         if known is None:
@@ -263,16 +291,23 @@ def _no_trace(output_dir: Path) -> Iterator[None]:
 class _Run:
     """The stages of one run, in order; `report` goes through them."""
 
-    def __init__(self, recipe: Recipe, observer: Observer, output_dir: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, observer: Observer, output_dir: Path, resumption: Resumption | None = None
+    ) -> None:
         self.recipe = recipe
         self.observer = observer
         self.output_dir = output_dir
+        self.resumption = resumption
+        self.checkpoint = None if resumption is None else resumption.checkpoint
+        self.changes: list[Change] = []
         self.split_seed = int(recipe.training.get("seed", 42))
 
     def report(self) -> FinetuneReport:
         self._load_light()
+        self._compare_with_checkpoint()
         self._load_weights()
         self._build_trainer()
+        self._prepare_checkpoints()
         record = self._open_record()
         try:
             report = self._train_and_save(record)
@@ -294,9 +329,10 @@ class _Run:
     def _named(self, error: BaseException) -> BaseException:
         """The error as it will leave `finetune`, for run.json."""
         from scao_hf.finetune.failures import translated
+        from scao_hf.finetune.signals import name_of
 
         if isinstance(error, KeyboardInterrupt):
-            return Interrupted("SIGINT", self.trainer.state.global_step, None)
+            return Interrupted(name_of(error), self.trainer.state.global_step, None)
         return error if isinstance(error, FinetuneError) else translated(error, self.output_dir) or error
 
     # Everything that can be checked without weights
@@ -322,6 +358,23 @@ class _Run:
             self.observer.notice(notice)
         self.args = settings.sft_arguments(recipe, self.rows.loss_on, model.computes_in_bfloat16(self.device))
 
+    def _compare_with_checkpoint(self) -> None:
+        """Note what this run is, and refuse to go on from a checkpoint of another one."""
+        from scao_hf.finetune import model, resume
+
+        data = replace(self.recipe.data, format=self.rows.format, loss_on=self.rows.loss_on)
+        named = model.fingerprint(self.config, self.reference)
+        recipe = replace(self.recipe, data=data)
+        self.facts = resume.facts_of(recipe, self.rows.fingerprint, named, self.args.world_size)
+        if self.resumption is None or self.checkpoint is None:
+            return
+        self.changes = resume.check_resumable(self.checkpoint, self.facts)
+        self.recipe = resume.with_settled_options(self.recipe, self.checkpoint)
+        if self.args.max_steps > 0:
+            resume.check_steps(self.checkpoint, self.args.max_steps, self.resumption.folder)
+        for notice in resume.notices_of(self.checkpoint, self.changes, self.facts):
+            self.observer.notice(notice)
+
     def _load_weights(self) -> None:
         from scao_hf.finetune import model
 
@@ -331,9 +384,10 @@ class _Run:
     def _build_trainer(self) -> None:
         from datasets import Dataset
         from peft import LoraConfig
-        from transformers import PrinterCallback, ProgressCallback, set_seed
+        from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
 
         from scao_hf.finetune import preflight, settings
+        from scao_hf.finetune.safety import Safety
         from scao_hf.hf.callback import SCAOMonitorCallback
 
         self.observer.stage("tokenizing")
@@ -350,16 +404,34 @@ class _Run:
             callbacks=[SCAOMonitorCallback()] if self._has_diagnostics() else None,
         )
         self.start = self._adapter_start()
+        stopping = settings.early_stopping(self.recipe)
+        if stopping is not None:
+            self.trainer.add_callback(EarlyStoppingCallback(**stopping))
         for callback in (PrinterCallback, ProgressCallback):
             self.trainer.remove_callback(callback)
+        self.safety = Safety(self.trainer, self.recipe, self.observer.notice)
         self.funnel = dict(self.rows.funnel)
         preflight.check(self.trainer, self.recipe, self.model, self.funnel)
+        for notice in preflight.notices(self.trainer, self.recipe, self.model):
+            self.observer.notice(notice)
         self.steps = settings.settle_steps(self.trainer.args, self.recipe, len(self._train_dataset()))
 
     def _adapter_start(self) -> AdapterStart | None:
         from scao_hf.finetune.saving import adapter_start
 
         return adapter_start(self.recipe, self.trainer.model)
+
+    def _prepare_checkpoints(self) -> None:
+        """Tell the trainer what its checkpoints note, and what a checkpoint that it goes on from cannot know."""
+        from scao_hf.finetune import resume
+        from scao_hf.finetune.record import versions
+        from scao_hf.finetune.settings import optimizer_options
+
+        options = optimizer_options(self.recipe, self.steps)
+        self.trainer.checkpoint_facts = {**self.facts, "options": options, "versions": versions()}
+        if self.resumption is not None and self.checkpoint is not None:
+            resume.check_steps(self.checkpoint, self.steps, self.resumption.folder)
+            self.trainer.ledger.learning_rate_factor = resume.learning_rate_factor(self.checkpoint, self.changes)
 
     def _trainer_class(self) -> type[GuardedTrainer]:
         from scao_hf.finetune.trainer import GuardedTrainer
@@ -377,10 +449,13 @@ class _Run:
     # Writing begins here
 
     def _open_record(self) -> RunRecord:
+        from scao_hf.finetune import resume
         from scao_hf.finetune.recipes import resolved_yaml
         from scao_hf.finetune.record import RunRecord
 
         info = self._info()
+        if self.resumption is not None and _is_first_process():
+            resume.drop_later(self.resumption)
         facts = {
             "recipe": self.recipe.name,
             "overrides": list(self.recipe.overrides),
@@ -392,9 +467,19 @@ class _Run:
             },
             "run": asdict(info),
         }
-        record = RunRecord(self.output_dir, facts, resolved_yaml(self._resolved()), _is_first_process())
+        resolved = resolved_yaml(self._resolved())
+        record = RunRecord(self.output_dir, facts, resolved, _is_first_process(), self._earlier())
         self.observer.begin(info)
         return record
+
+    def _earlier(self) -> Earlier | None:
+        from scao_hf.finetune.record import Earlier
+
+        if self.resumption is None or self.checkpoint is None:
+            return None
+        changes = {change.key: [change.before, change.now] for change in self.changes}
+        path, step = self.checkpoint.path, self.checkpoint.step
+        return Earlier(folder=self.resumption.folder, checkpoint=path, step=step, changes=changes)
 
     def _resolved(self) -> Recipe:
         """The recipe with what was settled in the place of "auto" and of fractions."""
@@ -453,42 +538,30 @@ class _Run:
         self.trainer.add_callback(reporter)
         self.trainer.add_callback(LayerRecorder(self.trainer, record))
         prompt = self._prompt()
-        if self.rows.evaluation:
-            self.observer.stage("evaluating before training")
-            self.trainer.evaluate()
-        before = self._sample(prompt)
+        if self.checkpoint is None:
+            self._look_before_training(prompt)
         reporter.moment = "during"
-        result = self._train()
-        reporter.moment = "after"
-        self._evaluate_after(reporter)
-        after = self._sample(prompt)
+        self._train()
+        # Before anything else that may fail: from here on only measurements can be lost.
         saved = self._save()
         self.observer.saved(saved)
-        return self._report(reporter, result, saved, (prompt.text if before is not None else None, before, after))
+        reporter.moment = "after"
+        with self.safety.weights_are_in(saved):
+            self._evaluate_after(reporter)
+            after = self._sample(prompt)
+        before = self.trainer.ledger.sample_before
+        return self._report(reporter, saved, (prompt.text if before is not None else None, before, after))
 
-    def _train(self) -> Any:
-        """Train; on a stop or on a number that is not finite, keep what can be resumed and say where it lies."""
-        from scao_hf.finetune.signals import StopCallback, StopRequest
+    def _look_before_training(self, prompt: Prompt) -> None:
+        if self.rows.evaluation:
+            self.observer.stage("evaluating before training")
+            with self.safety.advice():
+                self.trainer.evaluate()
+        self.trainer.ledger.sample_before = self._sample(prompt)
 
-        request = StopRequest(lambda name: self.observer.notice(f"{name}: stopping after this step"))
-        self.trainer.add_callback(StopCallback(request))
+    def _train(self) -> None:
         self.observer.stage("training")
-        try:
-            with request.listening():
-                result = self.trainer.train()
-        except FinetuneError as error:
-            raise self._with_checkpoint(error) from error
-        except KeyboardInterrupt as error:
-            raise Interrupted(request.signal_name or "SIGINT", self.trainer.state.global_step, None) from error
-        if request.signal_name is not None and self.trainer.state.global_step < self.steps:
-            checkpoint = self.trainer.save_resumable()
-            raise Interrupted(request.signal_name, self.trainer.state.global_step, checkpoint)
-        return result
-
-    def _with_checkpoint(self, error: FinetuneError) -> FinetuneError:
-        checkpoint = self.trainer.save_resumable()
-        kept = "nothing worth keeping was saved" if checkpoint is None else f"the steps before it are in {checkpoint}"
-        return FinetuneError(error.code, f"{error.message}; {kept}", error.hint, error.location)
+        self.safety.train(None if self.checkpoint is None else self.checkpoint.path)
 
     def _evaluate_after(self, reporter: Reporter) -> None:
         if not self.rows.evaluation:
@@ -534,9 +607,9 @@ class _Run:
         return target
 
     def _report(
-        self, reporter: Reporter, result: Any, saved: Path, samples: tuple[str | None, str | None, str | None]
+        self, reporter: Reporter, saved: Path, samples: tuple[str | None, str | None, str | None]
     ) -> FinetuneReport:
-        first, last = reporter.first_evaluation, reporter.last_evaluation
+        first, last, state = reporter.first_evaluation, reporter.last_evaluation, self.trainer.state
         trainable, total = parameter_counts(self.trainer.model)
         return FinetuneReport(
             recipe=self.recipe.name,
@@ -548,9 +621,9 @@ class _Run:
             final_eval_loss=None if last is None else last.loss,
             initial_perplexity=None if first is None else first.perplexity,
             final_perplexity=None if last is None else last.perplexity,
-            train_loss=float(result.training_loss),
-            steps=self.trainer.state.global_step,
-            epochs=float(self.trainer.state.epoch or 0.0),
+            train_loss=self.trainer.ledger.mean_loss(),
+            steps=state.global_step,
+            epochs=float(state.epoch or 0.0),
             train_seconds=self.trainer.stopwatch.seconds,
             tokens=int(self.trainer._total_train_tokens),
             trainable_parameters=trainable,
@@ -559,6 +632,10 @@ class _Run:
             sample_prompt=samples[0],
             sample_before=samples[1],
             sample_after=samples[2],
+            stopped_early=state.global_step < self.steps,
+            best_step=state.best_global_step,
+            best_metric=state.best_metric,
+            best_checkpoint=None if state.best_model_checkpoint is None else Path(state.best_model_checkpoint),
         )
 
 

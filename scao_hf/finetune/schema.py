@@ -24,6 +24,9 @@ DEFAULT_OPTIMIZER = "scao"
 TRAINING_DEFAULTS = {"optim": DEFAULT_OPTIMIZER, "report_to": "none", "gradient_checkpointing": False}
 """Where a recipe's defaults differ from those of the class."""
 
+EARLY_STOPPING: Hints = {"early_stopping_patience": int | None, "early_stopping_threshold": float | None}
+"""Keys of `training` that are the arguments of `transformers.EarlyStoppingCallback(...)`."""
+
 FORMATS = ("auto", "text", "prompt_completion", "alpaca", "messages", "sharegpt")
 LOSSES = ("auto", "all", "completion", "assistant")
 
@@ -51,7 +54,9 @@ ELSEWHERE = {
         "model_init_kwargs": "write the section `model`",
         "trust_remote_code": "write model.trust_remote_code",
         "optim_args": "write the section `scao`",
-        "resume_from_checkpoint": "resuming is not part of this version",
+        "resume_from_checkpoint": "`train --resume` goes on with a run",
+        "enable_jit_checkpoint": "SIGTERM always leaves a checkpoint",
+        "restore_callback_states_from_checkpoint": "a resumed run restores what it needs",
         "disable_tqdm": "the command line draws the progress",
         "log_level": "the command line keeps the libraries silent",
         "log_level_replica": "the command line keeps the libraries silent",
@@ -198,7 +203,7 @@ def _training_hints(_optimizer: str) -> Hints:
     # The types of `warmup_steps` and the life of `warmup_ratio` differ between releases. A recipe has the former alone,
     # and a fraction of all steps is turned into a count before transformers sees it.
     left_out = {"warmup_ratio", *DROPPED}
-    return {key: hint for key, hint in hints.items() if key not in left_out} | {"warmup_steps": float}
+    return {key: hint for key, hint in hints.items() if key not in left_out} | {"warmup_steps": float} | EARLY_STOPPING
 
 
 def _lora_hints(_optimizer: str) -> Hints:

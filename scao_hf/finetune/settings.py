@@ -11,6 +11,7 @@ from typing import Any
 
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.errors import FinetuneError, raise_all
+from scao_hf.finetune.schema import EARLY_STOPPING
 from scao_hf.hf.options import OPTIMIZERS, adam_steps_of, format_options
 
 _REPORTERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
@@ -66,6 +67,7 @@ def sft_arguments(recipe: Recipe, loss_on: str, mixed_precision: bool) -> Any:
     from trl import SFTConfig
 
     training = {key: value for key, value in recipe.training.items() if not (key == "bf16" and value is None)}
+    training = _with_metric({key: value for key, value in training.items() if key not in EARLY_STOPPING}, recipe)
     given = {
         "bf16": mixed_precision and not training.get("fp16"),
         **training,
@@ -87,6 +89,23 @@ def sft_arguments(recipe: Recipe, loss_on: str, mixed_precision: bool) -> Any:
         raise FinetuneError("config.invalid-value", f"section `training`: {reason}", None) from error
     except ImportError as error:
         raise FinetuneError("extra.missing", str(error).strip().splitlines()[0], "install what is named") from error
+
+
+def _with_metric(training: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """`training` with what tells the best step: transformers would look at nothing, or take a perplexity for better
+    when it is greater."""
+    if training.get("metric_for_best_model") is None and early_stopping(recipe) is None:
+        return training
+    training["metric_for_best_model"] = training.get("metric_for_best_model") or "loss"
+    if training.get("greater_is_better") is None:
+        training["greater_is_better"] = False
+    return training
+
+
+def early_stopping(recipe: Recipe) -> dict[str, Any] | None:
+    """The arguments of `transformers.EarlyStoppingCallback`; None for a run that makes all its steps."""
+    given = {key: recipe.training[key] for key in EARLY_STOPPING if recipe.training.get(key) is not None}
+    return given if "early_stopping_patience" in given else None
 
 
 def total_steps(args: Any, rows: int) -> int:

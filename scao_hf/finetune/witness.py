@@ -97,7 +97,7 @@ class WitnessedTrainer(GuardedTrainer):
             self.witness.training_batch(inputs)
         return loss
 
-    def diverged(self, code: str, what: str) -> None:
+    def diverged(self, code: str, what: str, origin: Callable[[], str]) -> None:
         self._give_up_in(self.state.global_step + 1)
 
     def _give_up_in(self, step: int) -> None:

@@ -88,6 +88,10 @@ class Report:
     trainable_parameters: int = 61_440
     total_parameters: int = 1_071_360
     optimizer_state_bytes: int = 2_621_440
+    stopped_early: bool = False
+    best_step: int | None = None
+    best_metric: float | None = None
+    best_checkpoint: Path | None = None
     sample_prompt: str | None = PROMPT
     sample_before: str | None = "There are 12 apples. 12 * 2 = 24"
     sample_after: str | None = "I pray you, sir, speak no more of it,\nfor love is sick."
@@ -107,13 +111,16 @@ class FakeLibrary:
     recipe: str = ""
     overrides: list[str] = field(default_factory=list)
     overwrite: bool = False
+    resume: bool | Path = False
 
     def load_recipe(self, name: str, overrides: Sequence[str] = ()) -> str:
         self.recipe, self.overrides = name, list(overrides)
         return name
 
-    def finetune(self, recipe: str, observer: Observer, *, overwrite: bool = False) -> Report:
-        self.overwrite = overwrite
+    def finetune(
+        self, recipe: str, observer: Observer, *, overwrite: bool = False, resume: bool | Path = False
+    ) -> Report:
+        self.overwrite, self.resume = overwrite, resume
         observer.stage("loading torch and transformers")
         observer.stage("loading the model")
         time.sleep(3 * self.seconds_per_step)

@@ -64,9 +64,10 @@ def test_ctrl_c_during_training_ends_with_130_after_a_whole_step_and_a_checkpoin
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert out == ""
-    last = err.splitlines()[-1]
-    assert last.startswith("interrupted: stopped by SIGINT after step ")
-    checkpoint = tmp_path / last.rpartition("saved ")[2]
+    told, advice = err.splitlines()[-2:]
+    assert told.startswith("interrupted: stopped by SIGINT after step ")
+    assert advice.startswith("   = help: to go on: scao-finetune train demo ")
+    checkpoint = tmp_path / told.rpartition("saved ")[2]
     assert (checkpoint / "optimizer.pt").is_file()
     assert json.loads((tmp_path / "runs" / "demo" / "run.json").read_text(encoding="utf-8"))["exit_code"] == 130
 

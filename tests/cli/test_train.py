@@ -211,7 +211,42 @@ def test_an_interrupted_run_says_where_its_checkpoint_is(
     assert main(["demo", "-q"]) == expected
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == f"interrupted: stopped by {signal} after step 15; saved {Path('runs/demo/checkpoint-15')}\n"
+    assert err == (
+        f"interrupted: stopped by {signal} after step 15; saved {Path('runs/demo/checkpoint-15')}\n"
+        "   = help: to go on: scao-finetune train demo --resume\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "resume"),
+    [([], False), (["--resume"], True), (["--resume-from", "runs/x/checkpoint-3"], Path("runs/x/checkpoint-3"))],
+)
+def test_what_is_to_be_resumed_reaches_the_library(
+    library: FakeLibrary, arguments: list[str], resume: bool | Path
+) -> None:
+    assert main(["train", "lora-sft", *arguments, "lora.r=8"]) == 0
+    assert library.resume == resume
+    assert library.overrides == ["lora.r=8"]
+
+
+def test_the_command_that_goes_on_can_be_pasted_as_it_is(
+    library: FakeLibrary, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library.fails = Interrupted("SIGINT", 15, Path("runs/demo/checkpoint-15"))
+    main(["train", "my recipe.yaml", "-d", "a b.jsonl", "--resume", "-q", "lora.r=8"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    expected = "scao-finetune train 'my recipe.yaml' 'data.path=\"a b.jsonl\"' lora.r=8 --resume"
+    assert last == f"   = help: to go on: {expected}"
+
+
+def test_the_best_step_is_told_where_the_run_looked_for_it(
+    library: FakeLibrary, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = {"best_step": 40, "best_metric": 1.25, "best_checkpoint": Path("runs/demo/checkpoint-40")}
+    library.report = dataclasses.replace(library.report, stopped_early=True, **best)
+    main(["train", "lora-sft", "-q"])
+    told = f"  best     {Path('runs/demo/checkpoint-40')} (step 40, 1.25); stopped early after 60 steps"
+    assert told in capsys.readouterr().out.splitlines()
 
 
 def test_ctrl_c_outside_training_exits_with_130_and_no_traceback(

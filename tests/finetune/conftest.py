@@ -70,12 +70,14 @@ def chats(rows_file: Callable[..., Path]) -> Path:
     return rows_file([{"messages": messages} for messages in turns], "chats.jsonl")
 
 
-@pytest.fixture
-def recipe_file(tmp_path: Path, tiny_model: Path, texts: Path) -> Path:
-    """A recipe that trains the tiny model for three steps on the texts with LoRA and SCAO."""
-    path = tmp_path / "small.yaml"
-    path.write_text(
-        f"""\
+@pytest.fixture(scope="session")
+def write_recipe(tiny_model: Path) -> Callable[[Path, Path], Path]:
+    """Writes a recipe into a folder that trains the tiny model for three steps on texts with LoRA and SCAO."""
+
+    def write(folder: Path, texts: Path) -> Path:
+        path = folder / "small.yaml"
+        path.write_text(
+            f"""\
 schema: 1
 model:
   model_name_or_path: {tiny_model}
@@ -88,7 +90,7 @@ data:
   max_length: 64
   sample_tokens: 4
 training:
-  output_dir: {tmp_path / "run"}
+  output_dir: {folder / "run"}
   optim: scao
   learning_rate: 1e-2
   max_steps: 3
@@ -100,6 +102,13 @@ scao:
   warmup_steps: auto
   precond_freq: 1
 """,
-        encoding="utf-8",
-    )
-    return path
+            encoding="utf-8",
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, texts: Path, write_recipe: Callable[[Path, Path], Path]) -> Path:
+    return write_recipe(tmp_path, texts)

@@ -377,7 +377,10 @@ def test_a_nan_loss_in_training_stops_the_run_before_the_weights(
     bad = poisoned(tiny_model, tmp_path / "nan-model")
     error = refusal(recipe_file, f"model.model_name_or_path={bad}", "data.test_split_size=null", "data.sample_tokens=0")
     assert (error.code, error.exit_code) == ("diverged.loss", 6)
-    assert error.message.startswith("the loss became nan in step 1 of 3; ")
+    assert error.message == (
+        "the loss became nan in step 1 of 3 (the weights of model.layers.0.mlp.up_proj.weight are not finite); "
+        "there is no checkpoint"
+    )
     assert not list((recipe_file.parent / "run").glob("checkpoint-*"))
 
 
@@ -399,7 +402,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_steps_before_
     directory = recipe_file.parent / "run"
     assert (error.code, error.exit_code) == ("diverged.gradient", 6)
     assert error.message == (
-        f"the gradient is not finite in step 3 of 3; the steps before it are in {directory / 'checkpoint-2'}"
+        "the gradient is not finite in step 3 of 3 (on the way back from the loss it begins with "
+        "model.layers.0.self_attn.q_proj.lora_A.default.weight, of 14 that are trained); "
+        f"the steps before it are in {directory / 'checkpoint-2'}"
     )
     state = torch.load(directory / "checkpoint-2" / "optimizer.pt", weights_only=True)
     tensors = [value for entry in state["state"].values() for value in entry.values() if torch.is_tensor(value)]

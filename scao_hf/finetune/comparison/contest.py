@@ -57,6 +57,7 @@ _OURS = (
     "training.eval_strategy=steps",
     f"training.eval_steps={1 / EVALUATIONS}",
     "training.load_best_model_at_end=false",
+    "training.early_stopping_patience=null",
     "training.save_strategy=no",
     "training.report_to=none",
     "data.sample_tokens=0",
