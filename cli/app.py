@@ -9,6 +9,7 @@ import typer
 from scao_hf._version import __version__
 
 from .chat import chat
+from .check import check, schema
 from .compare import compare
 from .console import say
 from .demo import demo
@@ -19,6 +20,7 @@ from .generate import generate
 from .invocation import PROGRAM
 from .lr_find import lr_find
 from .merge import merge
+from .plan import plan
 from .preview import preview
 from .push import push
 from .recipe_commands import recipes
@@ -32,9 +34,9 @@ QUICK_START = f"""\
   Try it now, no GPU, no download   {PROGRAM} demo
   See the ready-made recipes        {PROGRAM} recipes list
   Train on your data                {PROGRAM} train lora-sft -m Qwen/Qwen3-0.6B -d data.jsonl
+  See first what it will take       {PROGRAM} plan lora-sft -m Qwen/Qwen3-0.6B -d data.jsonl
   Change any setting                {PROGRAM} train lora-sft ... training.learning_rate=1e-4
   Write your own recipe             {PROGRAM} recipes copy lora-sft mine.yaml
-  and train it                      {PROGRAM} train mine.yaml
   Compare optimizers on your data   {PROGRAM} compare mine.yaml --optim scao --optim adamw_torch
   Something wrong?                  {PROGRAM} doctor
 
@@ -54,6 +56,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(preview)
 app.command()(train)
+app.command()(plan)
 app.command()(compare)
 app.command("lr-find")(lr_find)
 app.add_typer(runs, name="runs")
@@ -63,6 +66,8 @@ app.command()(generate)
 app.command()(chat)
 app.command()(merge)
 app.command()(push)
+app.command()(check)
+app.command()(schema)
 app.add_typer(recipes, name="recipes")
 app.command()(doctor)
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import typer
 
 from .app import PROGRAM, app
-from .console import console_for, tolerate_unprintable
+from .console import console_for, tell, tolerate_unprintable
 from .documents import print_document
 from .failures import foreseen, print_failure, unforeseen
-from .invocation import Invocation
+from .invocation import Invocation, process_number
 
 INTERRUPTED = 130
 
@@ -22,7 +22,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command that `arguments` name and return its exit code; no `Exception` leaves."""
     tolerate_unprintable(sys.stdout, sys.stderr)
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    invocation = Invocation(json="--json" in options, debug="--debug" in options)
+    invocation = Invocation(arguments=tuple(arguments), json="--json" in options, debug="--debug" in options)
     try:
         returned = typer.main.get_command(app).main(
             args=list(arguments), prog_name=PROGRAM, standalone_mode=False, obj=invocation
@@ -43,6 +43,9 @@ def report(error: BaseException, invocation: Invocation) -> int:
         traceback.print_exception(error)
     if failure is None:
         failure = unforeseen(error, invocation.run_directory, debug=invocation.debug)
+    if process_number() > 0:
+        tell(f"process {process_number()}: error[{failure.code}]: {failure.message}")
+        return failure.exit_code
     print_failure(failure, console_for(sys.stderr))
     if invocation.json:
         print_document(failure.to_dict())

@@ -35,7 +35,8 @@ ClickError: Any = UsageError.__base__
 
 EXTRA_OF = {
     **dict.fromkeys(
-        ("torch", "transformers", "accelerate", "datasets", "peft", "trl", "yaml", "jinja2", "matplotlib"), "cli"
+        ("torch", "transformers", "accelerate", "datasets", "peft", "trl", "yaml", "jinja2", "matplotlib", "psutil"),
+        "cli",
     ),
     "tensorboard": "tensorboard",
     "wandb": "wandb",

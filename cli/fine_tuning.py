@@ -11,7 +11,7 @@ from scao_hf.finetune.errors import Interrupted
 
 from .console import tell
 from .documents import print_document
-from .invocation import PROGRAM, Invocation
+from .invocation import PROGRAM, Invocation, process_number
 from .progress import progress_for
 from .render import print_report
 
@@ -34,7 +34,8 @@ def fine_tune(
 
     An interrupted run says which command goes on with it.
     """
-    with progress_for(invocation, quiet=quiet) as progress:
+    speaks = process_number() == 0
+    with progress_for(invocation, quiet=quiet or not speaks) as progress:
         progress.stage("loading torch and transformers")
         from scao_hf.finetune.recipes import load_recipe
         from scao_hf.finetune.run import finetune
@@ -45,6 +46,8 @@ def fine_tune(
             if stopped.checkpoint is not None:
                 stopped.hint = f"to go on: {shlex.join([PROGRAM, 'train', recipe, *overrides, '--resume'])}"
             raise
+        if not speaks:
+            return
         progress.stage("drawing the report")
         page = draw(report)
     if as_json:

@@ -91,6 +91,8 @@ def plain_step(metrics: StepMetrics) -> str:
     if metrics.grad_norm is not None:
         words.append(f"gn={metrics.grad_norm:.2f}")
     words += [f"tok/s={metrics.tokens_per_second:.0f}", f"eta={figures.duration(metrics.eta_seconds).replace(' ', '')}"]
+    if metrics.memory_bytes is not None:
+        words.append(f"mem={figures.byte_size(metrics.memory_bytes).replace(' ', '')}")
     if metrics.scao:
         words += [f"phase={phase_name(metrics.scao.get('phase', 0.0))}", f"blend={metrics.scao.get('blend', 0.0):.2f}"]
         words.append(f"rank={metrics.scao.get('rank_mean', 0.0):.1f}")
@@ -214,6 +216,7 @@ def step_lines(metrics: StepMetrics, since: float, losses: list[float], width: i
             f"eta {figures.duration(max(0.0, metrics.eta_seconds - since)):<6}",
             f"lr {figures.rate(metrics.learning_rate)}",
             f"{figures.count(metrics.tokens_per_second)} tok/s",
+            *([] if metrics.memory_bytes is None else [figures.byte_size(metrics.memory_bytes)]),
             *([] if metrics.grad_norm is None else [f"gn {metrics.grad_norm:.2f}"]),
         ],
         width - len(counted) - 14,

@@ -1,4 +1,4 @@
-"""`scao-finetune recipes list`, `show` and `copy`."""
+"""`scao-finetune recipes list`, `show`, `copy` and `measure`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import typer
 from .completion import complete_packaged_recipe
 from .console import say, tell
 from .documents import print_document
-from .options import AsJson
+from .options import AsJson, Data, Debug, Model, Offline, Overrides, Quiet, as_override, go_offline, joined
+from .progress import progress_for
 
 if TYPE_CHECKING:
     from scao_hf.finetune.recipes import RecipeSummary
 
-recipes = typer.Typer(help="The ready-made recipes: list, show, copy.")
+recipes = typer.Typer(help="The ready-made recipes: list, show, copy; and measure one.")
 
 Name = Annotated[
     str,
@@ -74,6 +75,42 @@ def copy_a_recipe(
     written = shown(copy_recipe(name, destination, force=force))
     say(written)
     tell(f"next: scao-finetune train {written}")
+
+
+@recipes.command("measure")
+def measure_recipe(
+    context: typer.Context,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A recipe's YAML file; its `measured` is written.", exists=True)
+    ],
+    overrides: Overrides = None,
+    model: Model = None,
+    data: Data = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run a recipe once and write into it what the run took and reached; the run itself is not kept.
+
+    A measurement of the same device with the same settings is replaced, others stay.
+
+    Examples:
+
+      scao-finetune recipes measure mine.yaml
+    """
+    if offline:
+        go_offline()
+    given = joined(as_override("model.model_name_or_path", model), as_override("data.path", data), overrides or [])
+    with progress_for(context.obj, quiet=quiet) as progress:
+        progress.stage("loading torch and transformers")
+        from scao_hf.finetune.measuring import measure
+
+        entry = measure(file, given, progress)
+    if as_json:
+        print_document({"status": "ok", "recipe": file, "measured": entry})
+    else:
+        say(f"{file}: {', '.join(f'{key} {value}' for key, value in entry.items())}")
 
 
 def shown(path: Path) -> str:

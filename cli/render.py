@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 
 from scao_hf.finetune.observer import rows_in_words, steps_in_words
+from scao_hf.finetune.units import counted
 
 from . import figures
 from .console import Glyphs, console_for, glyphs_of, is_terminal, say
@@ -84,10 +85,6 @@ def plan_rows(info: RunInfo, glyphs: Glyphs) -> list[tuple[str, str]]:
     if len(set(kept)) > 1:
         rows.append(("rows", ", ".join(f"{stage} {rows_left}" for stage, rows_left in info.funnel.items())))
     return rows
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def loss_tokens(loss_on: str) -> str:

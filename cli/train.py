@@ -30,10 +30,21 @@ def train(
         typer.Option("--output-dir", "-o", help="Folder of the run."),
     ] = None,
     overwrite: Overwrite = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the run will be, as `plan` does; no weights are loaded.")
+    ] = False,
     max_steps: Annotated[
         int | None, typer.Option("--max-steps", min=1, metavar="N", help="Stop after so many steps.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of everything random.")] = None,
+    gpus: Annotated[
+        str,
+        typer.Option(
+            "--gpus",
+            metavar="N|auto",
+            help="GPUs of this machine to train on, a process for each; auto is all that are visible.",
+        ),
+    ] = "auto",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last complete checkpoint of the run's folder.")
     ] = False,
@@ -45,7 +56,7 @@ def train(
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
-) -> None:
+) -> int:
     """Fine-tune a model as a recipe says, and evaluate it before and after.
 
     Examples:
@@ -61,6 +72,7 @@ def train(
     A setting comes from the recipe, then from an option such as --model, then from KEY=VALUE; the last one counts.
     """
     from .fine_tuning import fine_tune
+    from .launch import launch, stays_on_cpu, wanted_processes
     from .render import next_after_training
 
     if offline:
@@ -73,6 +85,14 @@ def train(
         as_override("training.seed", seed),
         overrides or [],
     )
+    if dry_run:
+        from .plan import show_plan
+
+        show_plan(recipe, given, context.obj, probe=False, as_json=as_json, quiet=quiet)
+        return 0
+    processes = wanted_processes(gpus)
+    if processes > 1 and not stays_on_cpu(recipe, given):
+        return launch(recipe, given, context.obj, processes, overwrite=overwrite or resume or resume_from is not None)
     fine_tune(
         recipe,
         given,
@@ -83,3 +103,4 @@ def train(
         quiet=quiet,
         next_steps=next_after_training,
     )
+    return 0

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from scao_hf.finetune.config import Recipe
+from scao_hf.finetune.schema import CONVERTED_STARTS
 
 Problem = tuple[str, str, str]
 """The key at fault as "section.key", a sentence, and what would do."""
@@ -40,8 +41,25 @@ def inconsistencies(recipe: Recipe) -> Iterator[Problem]:
         yield "quantization", "quantized weights cannot be trained without an adapter", "add a section `lora`"
     if recipe.quantization is not None and recipe.model.from_scratch:
         yield "quantization", "a model from scratch has no weights to quantize", "write quantization: null"
+    yield from _start_errors(recipe)
     if recipe.lora is not None and recipe.model.from_scratch:
         yield "model.from_scratch", "an adapter on random weights is of no use", "write lora: null"
+
+
+def _start_errors(recipe: Recipe) -> Iterator[Problem]:
+    lora = recipe.lora or {}
+    start = lora.get("init_lora_weights")
+    if start not in CONVERTED_STARTS:
+        return
+    path = "lora.init_lora_weights"
+    if recipe.quantization is not None:
+        yield path, f"{start} decomposes the base weights, and quantized ones cannot be", f"write {path}: true"
+    patterns = [key for key in ("rank_pattern", "alpha_pattern") if lora.get(key)]
+    if lora.get("use_rslora") and patterns:
+        message = (
+            f"an adapter of {start} with use_rslora and {patterns[0]} cannot be converted for the original weights"
+        )
+        yield path, message, f"write lora.use_rslora: false or lora.{patterns[0]}: {{}}"
 
 
 def _data_errors(recipe: Recipe) -> Iterator[Problem]:

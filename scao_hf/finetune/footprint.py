@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
+
+from scao_hf.finetune.devices import peak_bytes
 
 
 def footprint(model: torch.nn.Module, optimizer_bytes: int, device: torch.device) -> dict[str, Any]:
@@ -18,30 +19,17 @@ def footprint(model: torch.nn.Module, optimizer_bytes: int, device: torch.device
 
     Returns:
         weights, gradients (one for each trained parameter, in its dtype), optimizer, peak and peak_of. On a GPU the
-        peak is that of torch's allocator, on a CPU that of the whole process, Python and libraries included; None
-        where the system does not tell it.
+        peak is that of torch's allocator, on a CPU that of the whole process, Python and libraries included.
     """
     parameters = list(model.parameters())
-    peak, peak_of = _peak(device)
     return {
         "weights": sum(map(_bytes, parameters)),
         "gradients": sum(_bytes(parameter) for parameter in parameters if parameter.requires_grad),
         "optimizer": optimizer_bytes,
-        "peak": peak,
-        "peak_of": peak_of,
+        "peak": peak_bytes(device),
+        "peak_of": "the process" if device.type == "cpu" else "torch's allocator",
     }
 
 
 def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _peak(device: torch.device) -> tuple[int | None, str]:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device), "torch's allocator"
-    try:
-        import resource
-    except ImportError:  # Windows has no such module.
-        return None, "the process"
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest * (1 if sys.platform == "darwin" else 1024), "the process"

@@ -194,7 +194,7 @@ def load_model(recipe: Recipe, reference: str, config: PretrainedConfig, device:
             remote = {"trust_remote_code": section.trust_remote_code}
             return AutoModelForCausalLM.from_config(config, **arguments, **remote)
         if recipe.quantization is not None:
-            arguments |= _quantization(recipe.quantization, device)
+            arguments |= _quantization(recipe.quantization, device, dtype)
         return AutoModelForCausalLM.from_pretrained(reference, **arguments, **_hub_arguments(section))
     except ImportError as error:
         raise FinetuneError("extra.missing", _first_line(error), "install the package that is named") from error
@@ -207,17 +207,38 @@ def load_model(recipe: Recipe, reference: str, config: PretrainedConfig, device:
         raise FinetuneError("model.damaged", message, "download or save them again") from error
 
 
+def shapes_only(recipe: Recipe, config: PretrainedConfig, device: torch.device) -> PreTrainedModel:
+    """The model on the meta device: every shape and dtype of a run on `device`, and no memory.
+
+    Raises:
+        FinetuneError: model.not-causal, extra.missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    section = recipe.model
+    arguments = {"dtype": weights_dtype(recipe, device), "trust_remote_code": section.trust_remote_code}
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, **arguments, **_implementation(section))
+    except ImportError as error:
+        raise FinetuneError("extra.missing", _first_line(error), "install the package that is named") from error
+    except ValueError as error:
+        raise _load_error(section, error) from error
+
+
 def _implementation(section: ModelSection) -> dict[str, Any]:
     return {} if section.attn_implementation is None else {"attn_implementation": section.attn_implementation}
 
 
-def _quantization(options: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def _quantization(options: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     if importlib.util.find_spec("bitsandbytes") is None:
         message = "the section `quantization` needs bitsandbytes, which is not installed"
         raise FinetuneError("extra.missing", message, "pip install bitsandbytes, or quantization=null")
-    return {"quantization_config": BitsAndBytesConfig(**options), "device_map": {"": device}}
+    # bitsandbytes itself would multiply in float32.
+    computed = {"bnb_4bit_compute_dtype": dtype} if options.get("load_in_4bit") else {}
+    return {"quantization_config": BitsAndBytesConfig(**{**computed, **options}), "device_map": {"": device}}
 
 
 def check_token_ids(largest: int, model: PreTrainedModel) -> None:

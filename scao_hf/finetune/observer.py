@@ -64,6 +64,8 @@ class StepMetrics:
     eta_seconds: float
     scao: Mapping[str, float] = field(default_factory=dict)
     """The optimizer's diagnostics (phase, blend, rank_mean, ...) without the "scao/" before their names."""
+    memory_bytes: int | None = None
+    """Most memory that the run has had on its device so far; of the whole process on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from scao_hf.finetune.checkpoints import checkpoint_path
+from scao_hf.finetune.devices import peak_bytes
 from scao_hf.finetune.evaluate import Evaluation
 from scao_hf.finetune.observer import EvalMetrics, Observer, StepMetrics
 from scao_hf.finetune.record import RunRecord
@@ -90,6 +91,7 @@ class Reporter(TrainerCallback):
             elapsed_seconds=seconds,
             eta_seconds=seconds / state.global_step * (state.max_steps - state.global_step),
             scao={name.removeprefix(PREFIX): float(value) for name, value in logs.items() if name.startswith(PREFIX)},
+            memory_bytes=peak_bytes(self.trainer.args.device),
         )
 
 

@@ -220,15 +220,13 @@ class _Reading:
 
     def _rename(self, key: str, setting: _Setting, settings: dict[str, _Setting]) -> tuple[str, _Setting] | None:
         """The name and value that the installed transformers has for a key; None if the key is dropped."""
-        if key in schema.DROPPED:
+        current = schema.current_name(key, setting.value, self.hints["training"])
+        if current is None:
             self.notices.append(f"training.{key} is not read: {schema.DROPPED[key]}")
             del settings[key]
             return None
-        new = schema.RENAMED.get(key, key)
-        if key == "group_by_length" and "train_sampling_strategy" in self.hints["training"]:
-            new = "train_sampling_strategy"
-            setting = _Setting("group_by_length" if setting.value else "random", setting.location)
-        if new == key or new not in self.hints["training"]:
+        new, setting = current[0], _Setting(current[1], setting.location)
+        if new == key:
             return key, setting
         if new in settings:
             message = f"`training.{key}` and `training.{new}` are two names of one setting"

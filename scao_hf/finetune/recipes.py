@@ -29,7 +29,7 @@ class RecipeSummary:
     """None: to be given."""
     data: str | None
     method: str
-    """"LoRA", "quantized LoRA" or "full"."""
+    """"LoRA", "QLoRA" or "full"."""
     optimizer: str
     measured: tuple[str, ...]
     """One line each: what a real run of the recipe took and reached."""
@@ -81,12 +81,21 @@ def copy_recipe(name: str, dest: Path | str | None = None, force: bool = False) 
         target = target / source.name
     if target.exists() and not force:
         raise FinetuneError("config.file-exists", f"{target} exists", "give another name, or --force to replace it")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(_read(source), encoding="utf-8")
-    except OSError as error:
-        raise FinetuneError("disk.write", f"cannot write {target}: {error.strerror}", "give another place") from error
+    write_text(target, _read(source))
     return target
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that the user named, and the folders to it.
+
+    Raises:
+        FinetuneError: disk.write.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise FinetuneError("disk.write", f"cannot write {path}: {error.strerror}", "give another place") from error
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -174,9 +183,14 @@ def _packaged() -> Path:
     return Path(str(files("scao_hf.recipes")))
 
 
+def is_packaged(path: Path) -> bool:
+    """Whether a recipe's file is one of this package's."""
+    return path.parent == _packaged()
+
+
 def _shown_path(path: Path) -> str:
     """A packaged recipe by its name, any other file as it was given."""
-    return path.name if path.parent == _packaged() else str(path)
+    return path.name if is_packaged(path) else str(path)
 
 
 def _entry(data: Mapping[str, Any], section: str, key: str) -> str | None:
@@ -188,7 +202,7 @@ def _entry(data: Mapping[str, Any], section: str, key: str) -> str | None:
 def _method(data: Mapping[str, Any]) -> str:
     if data.get("lora") is None:
         return "full"
-    return "LoRA" if data.get("quantization") is None else "quantized LoRA"
+    return "LoRA" if data.get("quantization") is None else "QLoRA"
 
 
 def _measurement(item: Any) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scao_hf.finetune.record import Earlier, RunRecord
     from scao_hf.finetune.resume import Change, Resumption
     from scao_hf.finetune.sample import Prompt
+    from scao_hf.finetune.saving import AdapterStart
     from scao_hf.finetune.trainer import GuardedTrainer
     from scao_hf.finetune.witness import WitnessedTrainer
 
@@ -88,6 +89,26 @@ class FinetuneReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON."""
         return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+    def _repr_html_(self) -> str:
+        """The report as a table, for notebooks."""
+        from scao_hf.finetune.tables import html_table
+        from scao_hf.finetune.units import byte_size, count, counted, duration
+
+        def shown(value: float | None) -> str:
+            return "-" if value is None else f"{value:.3f}"
+
+        rows = [
+            ("held-out loss", f"{shown(self.initial_eval_loss)} before, {shown(self.final_eval_loss)} after"),
+            ("perplexity", f"{shown(self.initial_perplexity)} before, {shown(self.final_perplexity)} after"),
+            ("trained", f"{count(self.trainable_parameters)} of {count(self.total_parameters)} parameters"),
+            ("optimizer state", byte_size(self.optimizer_state_bytes)),
+            ("saved", str(self.saved_dir)),
+        ]
+        samples = (("prompt", self.sample_prompt), ("before", self.sample_before), ("after", self.sample_after))
+        rows += [(name, text) for name, text in samples if text is not None]
+        work = f"{counted(self.steps, 'step')} of {self.optimizer} in {duration(self.train_seconds)}"
+        return html_table(rows, caption=f"{self.recipe}: {work}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,6 +390,7 @@ class _Run:
             peft_config=lora,
             callbacks=[SCAOMonitorCallback()] if self._has_diagnostics() else None,
         )
+        self.start = self._adapter_start()
         stopping = settings.early_stopping(self.recipe)
         if stopping is not None:
             self.trainer.add_callback(EarlyStoppingCallback(**stopping))
@@ -381,6 +403,11 @@ class _Run:
         for notice in preflight.notices(self.trainer, self.recipe, self.model):
             self.observer.notice(notice)
         self.steps = settings.settle_steps(self.trainer.args, self.recipe, self._train_rows())
+
+    def _adapter_start(self) -> AdapterStart | None:
+        from scao_hf.finetune.saving import adapter_start
+
+        return adapter_start(self.recipe, self.trainer.model)
 
     def _prepare_checkpoints(self) -> None:
         """Tell the trainer what its checkpoints note, and what a checkpoint that it goes on from cannot know."""
@@ -569,7 +596,7 @@ class _Run:
         if _is_first_process():
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             card = model_card(open_run(self.output_dir), target.name, adapter=self.recipe.lora is not None)
-            save_weights(model, self.tokenizer, card, target)
+            save_weights(model, self.tokenizer, card, target, self.start)
         return target
 
     def _report(

@@ -36,8 +36,11 @@ _CHOICES = {
     ("model", "dtype"): ("auto", "float32", "bfloat16", "float16"),
 }
 
-# Starts whose adapter reloads to the same model without a conversion of the base weights.
-_LORA_STARTS = Literal[True, False, "gaussian", "orthogonal"]
+CONVERTED_STARTS = ("pissa", "pissa_niter_4", "pissa_niter_16", "olora")
+"""Starts of an adapter that change the base weights as well; what is saved is converted to fit the original ones."""
+
+# The other starts of PEFT need data, or a quantized base of their own.
+_LORA_STARTS = Literal[True, False, "gaussian", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16", "olora"]
 
 ELSEWHERE = {
     "training": {
@@ -150,6 +153,19 @@ DROPPED = {
     "save_safetensors": "weights are always saved as safetensors",
 }
 """Keys of `training` that some releases have and no run reads, and what holds instead."""
+
+
+def current_name(key: str, value: Any, hints: Hints) -> tuple[str, Any] | None:
+    """The name and value that the installed transformers has for a key of `training`; None if no run reads it.
+
+    A key that is not known under any name comes back as it was.
+    """
+    if key in DROPPED:
+        return None
+    if key == "group_by_length" and "train_sampling_strategy" in hints:
+        return "train_sampling_strategy", "group_by_length" if value else "random"
+    new = RENAMED.get(key, key)
+    return (new if new in hints else key), value
 
 
 def section_hints(section: str, optimizer: str = "scao") -> Hints:

@@ -144,6 +144,11 @@ def adam_steps(optimizer: str, options: Mapping[str, Any]) -> int | None:
     return adam_steps_of(optimizer, options)
 
 
+def checkpoints_activations(args: Any) -> bool:
+    """Whether activations are computed again in the backward pass, under the name that the release has for it."""
+    return bool(getattr(args, "activation_checkpointing", None) or getattr(args, "gradient_checkpointing", None))
+
+
 def settle_steps(args: Any, recipe: Recipe, rows: int | None) -> int:
     """Fill the warm-ups of `args` in, and return the number of steps."""
     steps = total_steps(args, rows)

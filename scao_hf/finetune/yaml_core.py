@@ -119,6 +119,12 @@ def write(data: Any) -> str:
     return yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True, width=110)
 
 
+def write_line(data: dict[str, Any]) -> str:
+    """A mapping of plain values on one line, `{like: this}`."""
+    options: dict[str, Any] = {"default_flow_style": True, "sort_keys": False, "allow_unicode": True}
+    return yaml.dump(data, Dumper=_CoreDumper, width=float("inf"), **options).strip()
+
+
 def _index(node: yaml.MappingNode, path: Path, file: str, lines: list[str], keys: dict[Path, Location]) -> None:
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):

@@ -63,7 +63,19 @@ def test_help_lists_and_usage_errors_load_no_deep_learning_library(arguments: li
 def test_help_lists_every_command_and_every_exit_code() -> None:
     result = program("--help")
     assert result.returncode == 0
-    for word in ("demo", "preview", "train", "compare", "recipes", "doctor", "--version", "--install-completion"):
+    for word in (
+        "demo",
+        "train",
+        "plan",
+        "preview",
+        "check",
+        "schema",
+        "compare",
+        "recipes",
+        "doctor",
+        "--version",
+        "--install-completion",
+    ):
         assert word in result.stdout
     told = " ".join(result.stdout.split())
     for word in ("0 done", "2 usage or recipe", "3 data", "4 model", "5 out of memory", "6 the loss", "7 disk", "130"):

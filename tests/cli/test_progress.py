@@ -158,6 +158,13 @@ def test_a_plain_step_leaves_out_what_is_not_known(step: Any) -> None:
     assert plain_step(metrics) == "step=40/120 loss=1.9123 lr=1.8e-04 tok/s=3120 eta=3m10s"
 
 
+def test_memory_is_told_where_it_is_known(step: Any) -> None:
+    metrics = step(40, memory_bytes=3 * 2**30 // 2)
+    assert " mem=1.5GiB " in plain_step(metrics)
+    assert " 1.5 GiB" in str(step_lines(metrics, 0.0, [1.0], 120, UNICODE)[0])
+    assert "GiB" not in str(step_lines(step(40), 0.0, [1.0], 120, UNICODE)[0])
+
+
 def test_the_plan_says_when_preconditioning_begins_or_that_it_never_does(stand_in: Any, tmp_path: Path) -> None:
     info = stand_in.run_info
     assert optimizer_plan(info(tmp_path)) == "scao: preconditions from step 11 on"

@@ -67,9 +67,13 @@ def test_every_packaged_recipe_is_valid_and_described(name: str) -> None:
 
 def test_the_list_of_packaged_recipes_is_the_documented_one() -> None:
     assert recipe_names() == [
+        "compare-adamw-scao",
+        "cpu-smoke",
         "demo",
         "full-ft-small",
         "lora-sft",
+        "qwen2.5-1.5b-lora",
+        "qwen2.5-7b-qlora",
         "qwen3-0.6b-lora",
         "text-completion",
         "tiny-llama",
@@ -126,7 +130,7 @@ def test_everything_wrong_with_a_recipe_is_reported_together(problems: Callable[
 model: {model_name_or_path: a/b, dtype: bf16}
 lora:
   lora_alpa: 32
-  init_lora_weights: pissa
+  init_lora_weights: loftq
 data:
   path: rows.jsonl
   cutoff_len: 12
@@ -154,7 +158,8 @@ modle: 3
         (
             "config.wrong-type",
             "my.yaml:4:3",
-            "`lora.init_lora_weights` must be one of true, false, gaussian, orthogonal, got 'pissa' (text)",
+            "`lora.init_lora_weights` must be one of true, false, gaussian, orthogonal, pissa, pissa_niter_4, "
+            "pissa_niter_16, olora, got 'loftq' (text)",
             None,
         ),
         ("config.unknown-key", "my.yaml:7:3", "unknown key `data.cutoff_len`", "did you mean `data.max_length`?"),

@@ -237,6 +237,7 @@ def test_every_packaged_recipe_trains_two_steps(
         "gradient_accumulation_steps=1",
         "use_cpu=true",
         f"data.eval_path={data}" if name == "tiny-llama" else "data.test_split_size=2",
+        "quantization=null",  # The quantized base has a test of its own, which needs bitsandbytes.
     ]
     report = finetune(load_recipe(name, overrides))
     assert report.steps == 2

@@ -131,6 +131,14 @@ class Outcome:
             Checked(text=each.text, holds=each.holds(values), figures=each.figures(values)) for each in self.assertions
         ]
 
+    def _repr_html_(self) -> str:
+        """The table of the report with its verdicts, for notebooks."""
+        from scao_hf.finetune.comparison.report import COLUMNS, remarks, table, target_text
+        from scao_hf.finetune.tables import html_table
+
+        verdicts = [*(each.sentence for each in self.differences), target_text(self), *remarks(self)]
+        return html_table(table(self), [" ".join(name.split()) for name in COLUMNS], "; ".join(verdicts))
+
     @property
     def runs(self) -> Iterator[tuple[str, Run]]:
         """("tuning" or "final", run) of all runs, optimizer by optimizer."""

@@ -158,6 +158,13 @@ def page() -> Page:
     return Page(html(outcome(LOSSES, assertions=["scao.eval_loss < 2 * adamw_torch.eval_loss"])))
 
 
+def test_a_notebook_shows_the_table_and_the_verdicts() -> None:
+    shown = outcome(LOSSES)
+    page = shown._repr_html_()
+    assert all(f">{cell}<" in page for row in table(shown) for cell in row)
+    assert all(difference.sentence in page for difference in shown.differences)
+
+
 def test_the_page_loads_nothing_from_anywhere(page: Page) -> None:
     assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
     loading = {

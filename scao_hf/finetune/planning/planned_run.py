@@ -1,0 +1,134 @@
+"""A run up to its first step, on a model that is only shapes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pyarrow.compute
+import torch
+
+from scao_hf.finetune import model as models
+from scao_hf.finetune import preflight, settings
+from scao_hf.finetune.config import Recipe
+from scao_hf.finetune.devices import available_bytes
+from scao_hf.finetune.errors import FinetuneError
+from scao_hf.finetune.observer import Observer
+from scao_hf.finetune.planning import memory
+from scao_hf.finetune.planning.cautions import cautions
+from scao_hf.finetune.planning.disk import disk_use
+from scao_hf.finetune.planning.outcome import Disk, Memory, Plan, Tokens
+from scao_hf.finetune.run import _Run
+from scao_hf.finetune.trainer import GuardedTrainer
+from scao_hf.hf.options import OPTIMIZERS, option_defaults
+
+
+class _ShapesTrainer(GuardedTrainer):
+    """A trainer of a model on the meta device, which no device can take."""
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        return
+
+
+class PlannedRun(_Run):
+    """The stages of a run as far as they need no weights; `plan` goes through them and counts."""
+
+    def __init__(self, recipe: Recipe, observer: Observer, output_dir: Any) -> None:
+        super().__init__(recipe, observer, output_dir)
+        self.asked = recipe
+        if recipe.lora is not None:
+            # Some starts decompose the weights, which are not there; the shapes are the same from any start.
+            self.recipe = replace(recipe, lora={**recipe.lora, "init_lora_weights": True})
+
+    def plan(self) -> Plan:
+        if self.recipe.data.streaming:
+            message = "a plan counts all rows, and with data.streaming nobody knows them before they were trained on"
+            hint = "plan with data.streaming=false data.max_samples=1000"
+            raise FinetuneError("config.invalid-value", message, hint)
+        self._load_light()
+        self._load_weights()
+        self._build_trainer()
+        if self.recipe.quantization is not None:
+            assert self.trainer.model is not None
+            memory.cast_adapter(self.trainer.model)
+        self.observer.stage("counting bytes")
+        info, tokens, disk = self._info(), self._tokens(), self._disk()
+        used = self._memory(tokens)  # the last one, as it may change the dtype of the shapes
+        return Plan(
+            info=info,
+            tokens=tokens,
+            memory=used,
+            disk=disk,
+            blend_steps=self._blend_steps(),
+            overrides=self.recipe.overrides,
+            notices=(*self.recipe.notices, *self.rows.notices),
+            cautions=tuple(cautions(self.asked, info, tokens, used, disk)),
+            probe=None,
+        )
+
+    def _load_weights(self) -> None:
+        self.observer.stage("laying out the model")
+        self.model = models.shapes_only(self.recipe, self.config, self.device)
+
+    def _trainer_class(self) -> type[GuardedTrainer]:
+        return _ShapesTrainer
+
+    def _tokens(self) -> Tokens:
+        compute = pyarrow.compute
+        dataset: Any = self.trainer.train_dataset
+        table = dataset.with_format("arrow")[:]
+        lengths = compute.list_value_length(table.column("input_ids"))
+        middle, high = compute.quantile(lengths, q=[0.5, 0.95], interpolation="higher").to_pylist()
+        limit = self.recipe.data.max_length
+        full = 0 if limit is None else compute.sum(compute.greater_equal(lengths, limit)).as_py() or 0
+        return Tokens(
+            median=int(middle),
+            percentile_95=int(high),
+            longest=compute.max(lengths).as_py(),
+            total=compute.sum(lengths).as_py(),
+            supervised=preflight.supervised_tokens(table),
+            full_rows=int(full),
+        )
+
+    def _memory(self, tokens: Tokens) -> Memory:
+        args, shapes, quantization = self.trainer.args, self.trainer.model, self.recipe.quantization
+        assert shapes is not None
+        return Memory(
+            weights=memory.weight_bytes(shapes, quantization),
+            gradients=memory.trainable_bytes(shapes),
+            optimizer=memory.optimizer_bytes(args, shapes),
+            adamw=memory.adamw_bytes(shapes),
+            device=str(self.device),
+            available=available_bytes(self.device),
+            activations=memory.activation_bytes(
+                shapes,
+                args.per_device_train_batch_size,
+                tokens.longest,
+                checkpointing=bool(settings.checkpoints_activations(args)),
+                autocast=bool(args.bf16),
+            ),
+        )
+
+    def _disk(self) -> Disk:
+        args, shapes = self.trainer.args, self.trainer.model
+        assert shapes is not None
+        saved = memory.trainable_bytes(shapes) if self.recipe.lora is not None else memory.weight_bytes(shapes, None)
+        rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        state, rows = memory.optimizer_bytes(args, shapes), self._info().train_rows
+        assert rows is not None, "a stream has no plan"
+        return disk_use(
+            args,
+            self.steps,
+            math.ceil(rows / rows_per_step),
+            saved=saved,
+            state=memory.adamw_bytes(shapes) if state is None else state,
+            output_dir=self.output_dir,
+        )
+
+    def _blend_steps(self) -> int | None:
+        name = str(self.recipe.training["optim"])
+        if name not in OPTIMIZERS:
+            return None
+        steps = (option_defaults(name) | settings.optimizer_options(self.recipe, self.steps)).get("blend_steps")
+        return None if steps is None else int(steps)

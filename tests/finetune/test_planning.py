@@ -1,0 +1,243 @@
+"""Plans against the runs that they foretell, and what is in them without weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from scao_hf.finetune.errors import FinetuneError
+from scao_hf.finetune.planning import memory
+from scao_hf.finetune.planning.cautions import cautions
+from scao_hf.finetune.planning.disk import disk_use
+from scao_hf.finetune.planning.outcome import Disk, Plan
+from scao_hf.finetune.planning.plan import plan
+from scao_hf.finetune.planning.probe import longest_rows
+from scao_hf.finetune.planning.rows import rows
+from scao_hf.finetune.recipes import load_recipe
+from scao_hf.finetune.run import finetune
+
+
+@pytest.fixture
+def planned(recipe_file: Path) -> Callable[..., Plan]:
+    return lambda *overrides, **options: plan(load_recipe(str(recipe_file), overrides), **options)
+
+
+@pytest.mark.parametrize("overrides", [(), ("lora=null",), ("optim=adamw_torch",), ("lora=null", "optim=adamw_torch")])
+def test_the_optimizer_takes_the_bytes_that_the_plan_says(recipe_file: Path, overrides: tuple[str, ...]) -> None:
+    recipe = load_recipe(str(recipe_file), [*overrides, "scao.k_max=8"])
+    told = plan(recipe)
+    report = finetune(recipe)
+    assert told.memory.optimizer == report.optimizer_state_bytes
+    assert told.info.trainable_parameters == report.trainable_parameters
+    assert told.info.total_parameters == report.total_parameters
+    assert told.info.total_steps == report.steps
+    saved = sum(file.stat().st_size for file in report.saved_dir.glob("*.safetensors"))
+    assert 0 <= saved - told.disk.saved < 8192  # The file's header.
+
+
+def test_a_stream_has_no_plan_and_is_told_what_has(planned: Callable[..., Plan]) -> None:
+    with pytest.raises(FinetuneError, match="nobody knows them before") as caught:
+        planned("data.streaming=true", "training.max_steps=5", "data.test_split_size=2")
+    assert caught.value.exit_code == 2
+    assert caught.value.hint == "plan with data.streaming=false data.max_samples=1000"
+
+
+def test_a_plan_needs_no_weights_and_writes_nothing(
+    recipe_file: Path, tiny_model: Path, tmp_path: Path, planned: Callable[..., Plan]
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_model, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    before = sorted(tmp_path.rglob("*"))
+    with_weights, without = planned(), planned(f"model.model_name_or_path={bare}")
+    assert replace(without.info, model="") == replace(with_weights.info, model="")
+    assert without.memory.weights == with_weights.memory.weights
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_starts_that_decompose_the_weights_have_a_plan_as_well(planned: Callable[..., Plan]) -> None:
+    assert planned("lora.init_lora_weights=pissa").memory.gradients == planned().memory.gradients
+
+
+def test_tokens_are_those_of_the_rows(planned: Callable[..., Plan]) -> None:
+    told = planned("data.loss_on=all", "data.max_length=32")
+    # "the cat number N sat on the mat" and the end-of-text token, in bytes: 31 to 33, cut at 32.
+    assert (told.tokens.longest, told.tokens.full_rows > 0) == (32, True)
+    assert told.tokens.supervised == told.tokens.total
+    assert told.info.funnel == {"read": 24, "usable": 24, "for training": 20, "tokenized": 20}
+    assert "cut" in [caution.code for caution in told.cautions]
+
+
+def test_phases_are_told_in_steps(planned: Callable[..., Plan]) -> None:
+    told = planned("max_steps=40", "scao.warmup_steps=10")
+    assert told.preconditioned_from == 11
+    assert "Adam phase until step 10, preconditioned 11–40 (75%)" in dict(rows(told))["optimizer"]
+    never = planned("scao.warmup_steps=3")
+    assert never.preconditioned_from is None
+    assert "adam-only" in [caution.code for caution in never.cautions]
+
+
+def test_an_optimizer_whose_state_is_not_known_is_counted_as_adamw(planned: Callable[..., Plan]) -> None:
+    told = planned("optim=adafactor").memory
+    assert told.optimizer is None
+    assert told.total == told.weights + told.gradients + told.adamw + told.activations
+
+
+def test_what_a_run_refuses_a_plan_refuses(planned: Callable[..., Plan]) -> None:
+    with pytest.raises(FinetuneError) as caught:
+        planned("data.max_length=4096")
+    assert caught.value.code == "model.context"
+
+
+def test_a_plan_is_json_a_table_and_text(planned: Callable[..., Plan]) -> None:
+    told = planned()
+    document = json.loads(json.dumps(told.to_dict(), allow_nan=False))
+    assert document["memory"]["total"] == told.memory.total
+    assert document["info"]["output_dir"] == str(told.info.output_dir)
+    assert told._repr_html_().count("<tr>") == len(rows(told)) == len(str(told).splitlines())
+
+
+def test_a_probe_measures_real_steps_and_keeps_nothing(recipe_file: Path, planned: Callable[..., Plan]) -> None:
+    told = planned(probe=True)
+    assert told.probe is not None
+    assert told.probe.optimizer_bytes == told.memory.optimizer
+    assert told.probe.step_seconds > 0
+    tokens = told.tokens.total / told.info.train_rows * told.info.rows_per_step * told.info.total_steps
+    assert told.probe.run_seconds == pytest.approx(tokens / told.probe.tokens_per_second)
+    assert not (recipe_file.parent / "run").exists()
+
+
+def test_a_probe_takes_the_longest_rows() -> None:
+    from datasets import Dataset
+
+    dataset = Dataset.from_dict({"input_ids": [[1], [2, 2, 2], [3, 3], [4, 4, 4, 4]]})
+    assert longest_rows(dataset, 2)["input_ids"] == [[4, 4, 4, 4], [2, 2, 2]]
+    assert len(longest_rows(dataset, 9)) == 4
+
+
+# Activations
+
+
+class Chain(torch.nn.Module):
+    """Two linear layers with tanh between them, called as a language model is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(_attn_implementation="none")
+        self.embedding = torch.nn.Embedding(10, 8)
+        self.up, self.down = torch.nn.Linear(8, 32, bias=False), torch.nn.Linear(32, 10, bias=False)
+
+    def set_attn_implementation(self, name: str) -> None:
+        raise ValueError(f"no attention here to be {name}")
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, use_cache: bool) -> torch.Tensor:
+        return self.down(torch.tanh(self.up(self.embedding(input_ids)))).sum()
+
+
+def test_activations_are_what_autograd_keeps() -> None:
+    with torch.device("meta"):
+        chain = Chain()
+    tokens = 3 * 5
+    # The ids (int64) for the embedding, its output for `up`, tanh's output once for tanh and `down`.
+    kept = 8 * tokens + 4 * tokens * 8 + 4 * tokens * 32
+    counted = memory.activation_bytes(chain, 3, 5, checkpointing=False, autocast=False)
+    assert counted == kept + 4 * tokens * 32
+
+
+def test_a_model_that_looks_at_values_has_no_estimate() -> None:
+    class Choosy(Chain):
+        def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, use_cache: bool) -> torch.Tensor:
+            return self.embedding(input_ids[input_ids > 0])
+
+    with torch.device("meta"):
+        choosy = Choosy()
+    assert memory.activation_bytes(choosy, 3, 5, checkpointing=False, autocast=False) is None
+
+
+def test_checkpointing_and_fused_attention_lower_the_activations(tiny_model: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.num_hidden_layers = 6
+
+    def counted(attention: str, checkpointing: bool) -> int:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        return memory.activation_bytes(model, 4, 128, checkpointing=checkpointing, autocast=False) or 0
+
+    assert counted("sdpa", True) < counted("sdpa", False) < counted("eager", False)
+    # Eager attention keeps its probabilities: 6 layers, 4 rows, 2 heads, 128 × 128, in float32.
+    assert counted("eager", False) - counted("sdpa", False) > 6 * 4 * 2 * 128 * 128 * 4 * 0.9
+
+
+@pytest.mark.parametrize(
+    ("quantization", "per_weight"),
+    [
+        ({"load_in_4bit": True}, 0.5625),
+        ({"load_in_4bit": True, "bnb_4bit_use_double_quant": True}, 0.51587),
+        ({"load_in_8bit": True}, 1.0),
+    ],
+)
+def test_quantized_layers_count_as_they_are_packed(
+    tiny_model: Path, quantization: dict[str, Any], per_weight: float
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_model), dtype=torch.bfloat16)
+    model.requires_grad_(False)
+    layers = sum(p.numel() for name, p in model.named_parameters() if "proj" in name)
+    plain, packed = memory.weight_bytes(model, None), memory.weight_bytes(model, quantization)
+    assert plain - packed == pytest.approx(layers * (2 - per_weight), abs=1)
+
+
+# Disk and cautions
+
+
+def arguments(**changes: Any) -> SimpleNamespace:
+    settings = {
+        "save_strategy": "steps",
+        "save_steps": 10,
+        "save_total_limit": None,
+        "load_best_model_at_end": False,
+        "save_only_model": False,
+    }
+    return SimpleNamespace(**settings | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "checkpoints"),
+    [
+        ({}, 10),
+        ({"save_steps": 0.25}, 4),
+        ({"save_strategy": "epoch"}, 3),
+        ({"save_strategy": "no"}, 0),
+        ({"save_total_limit": 2}, 3),
+        ({"save_total_limit": 1, "load_best_model_at_end": True}, 3),
+        ({"save_total_limit": 20}, 10),
+    ],
+)
+def test_checkpoints_are_counted_as_they_lie_there(changes: dict[str, Any], checkpoints: int, tmp_path: Path) -> None:
+    disk = disk_use(arguments(**changes), 100, 40, saved=7, state=5, output_dir=tmp_path / "to" / "be")
+    assert (disk.checkpoints, disk.checkpoint, disk.total) == (checkpoints, 12, 12 * checkpoints + 7)
+    assert disk.available > 0
+
+
+def test_too_little_memory_and_disk_are_told_with_what_would_do(
+    recipe_file: Path, planned: Callable[..., Plan]
+) -> None:
+    told, recipe = planned(), load_recipe(str(recipe_file))
+    small = replace(told.memory, available=told.memory.total // 2)
+    full = Disk(checkpoint=10, checkpoints=3, saved=10, available=39)
+    found = {one.code: one.hint for one in cautions(recipe, told.info, told.tokens, small, full)}
+    assert found["memory"] == "per_device_train_batch_size=2 gradient_accumulation_steps=2"
+    assert found["disk"] is not None
+    assert "memory" not in [one.code for one in told.cautions]
+    assert "disk" not in [one.code for one in told.cautions]
