@@ -25,13 +25,14 @@ SETTINGS = [
 ]
 """Five steps an epoch, dropout, and a checkpoint amid an epoch and between two logs."""
 
-TIMES = ("seconds", "elapsed_seconds", "eta_seconds", "tokens_per_second")
+OF_THE_PROCESS = ("seconds", "elapsed_seconds", "eta_seconds", "tokens_per_second", "memory_bytes")
+"""What a line tells of the clock and of the memory of whoever ran it."""
 
 
 def measured(directory: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what a clock measured."""
+    """The lines of metrics.jsonl without what the process measured of itself."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+    return [{key: value for key, value in line.items() if key not in OF_THE_PROCESS} for line in lines]
 
 
 def weights(directory: Path) -> dict[str, bytes]:

@@ -71,7 +71,7 @@ def test_tokens_are_those_of_the_rows(planned: Callable[..., Plan]) -> None:
     # "the cat number N sat on the mat" and the end-of-text token, in bytes: 31 to 33, cut at 32.
     assert (told.tokens.longest, told.tokens.full_rows > 0) == (32, True)
     assert told.tokens.supervised == told.tokens.total
-    assert told.info.funnel == {"read": 24, "usable": 24, "for training": 20, "tokenized": 20}
+    assert told.info.funnel == {"read": 24, "parsed": 24, "formatted": 24, "for training": 20, "after max_length": 20}
     assert "cut" in [caution.code for caution in told.cautions]
 
 

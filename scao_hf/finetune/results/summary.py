@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scao_hf.finetune.layout import RESOLVED
-from scao_hf.finetune.observer import rows_in_words
+from scao_hf.finetune.observer import rows_in_words, steps_in_words
 from scao_hf.finetune.results.folder import RunFolder
 from scao_hf.finetune.units import counted
 
@@ -61,7 +61,7 @@ def _settings(info: Mapping[str, Any], recipe: Mapping[str, Any], run: RunFolder
         yield "Its options", pairs(options)
     yield "Learning rate", f"{info['learning_rate']:g}, {_schedule(info, training)}"
     yield "Weight decay", f"{training.get('weight_decay', 0.0):g}"
-    yield "Steps", f"{info['total_steps']} of {info['rows_per_step']} rows ({info['epochs']:.3g} epochs)"
+    yield "Steps", steps_in_words(info["total_steps"], info["rows_per_step"], info["epochs"])
     if info.get("adam_steps") is not None:
         yield "Adam phase", f"{info['adam_steps']} steps"
     yield "Precision", f"{info['dtype']} on {info['device']}"
