@@ -43,7 +43,7 @@ class Arm:
 
 def _arms() -> list[Arm]:
     swept: dict[str, Sequence[Any]] = {
-        "k_max": (8, 16, 64),
+        "k_max": (8, 16, 32),
         "k_exact": (128,),
         "block_rows": (1, 8, 32, 64),
         "precond_freq": (1, 50),

@@ -595,7 +595,7 @@ class SCAO:
     Step t: the momentum takes the gradient; the direction is Adam's up to step max(warmup_steps, min_precond_updates),
     the whitened one from `blend_steps` later on, and between them a mixture; then, when t is a multiple of
     precond_freq, or 2, 3 or 6 and below it, the frames turn and the active rank is chosen anew. Each block moves by no
-    more than tau times the norm of its weights, whose root mean square counts as 0.25 / √columns at least.
+    more than tau times the norm of its weights, whose root mean square counts as 0.1 / √columns at least.
 
     Args:
         frames: for each block, row by row, the frame (d, k) of its short side at the first step.
@@ -650,7 +650,7 @@ class SCAO:
     def limited(self, direction: Tensor, weight: Tensor) -> Tensor:
         if self.tau is None:
             return direction
-        size = max(float((weight**2).mean().sqrt()), 0.25 / math.sqrt(weight.shape[1])) * math.sqrt(weight.numel())
+        size = max(float((weight**2).mean().sqrt()), 0.1 / math.sqrt(weight.shape[1])) * math.sqrt(weight.numel())
         length = self.lr * float((direction**2).sum().sqrt())
         return direction * min(1.0, self.tau * size / length) if length else direction
 

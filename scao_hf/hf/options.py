@@ -1,6 +1,6 @@
 """The options of the optimizers by name, as text or as a mapping, read against the constructor's signature.
 
-One reader serves `TrainingArguments(optim_args="damping=1e-3,k_max=None")`, `SCAOTrainer(scao_kwargs={"k_max": 32})`
+One reader serves `TrainingArguments(optim_args="damping=1e-3,tau=None")`, `SCAOTrainer(scao_kwargs={"k_max": 32})`
 and the `scao:` section of a recipe, so that all three know the same names, types and bounds: those of the constructor.
 """
 

@@ -173,15 +173,19 @@ def whiten_blocks(matrix: Tensor, block_rows: int, damping: float, floor: Tensor
     return white[..., :rows, :], failed.any(-1)
 
 
-def even_columns(whitened: Tensor, mean_square: Tensor, beta: float) -> Tensor:
-    """Divide the columns of whitened matrices by their running size; the result has the root mean square 1.
+def even_columns(
+    whitened: Tensor, mean_square: Tensor, beta: float, size: float = 1.0, spare: Tensor | None = None
+) -> Tensor:
+    """Divide the columns of whitened matrices by their running size, and give the result the root mean square `size`.
 
-        v <- β v + (1 − β) mean_i n W_ij²,   D = W / √v,   D / rms(D)
+        v <- β v + (1 − β) mean_i n W_ij²,   D = W / √v,   size · D / rms(D)
 
     Args:
         whitened: W (..., m, n); overwritten by the result.
         mean_square: v (..., n), float32, from 1 at the start; overwritten.
         beta: in [0, 1).
+        size: > 0.
+        spare: a tensor like `whitened` whose contents are not needed any more; saves making one.
 
     Returns:
         `whitened`; zeros where it was zero.
@@ -189,10 +193,11 @@ def even_columns(whitened: Tensor, mean_square: Tensor, beta: float) -> Tensor:
     Source: NorMuon, Li et al. (2025), arXiv:2510.05491, with the short side's mean in place of the output's.
     """
     columns, tiny = whitened.shape[-1], torch.finfo(whitened.dtype).tiny
-    present = columns * whitened.square().mean(-2)  # a norm along this dimension is ten times slower on a CPU
+    squares = torch.square(whitened, out=spare)
+    present = columns * squares.mean(-2)  # a norm along this dimension is ten times slower on a CPU
     mean_square.lerp_(present, 1 - beta)
     kept = mean_square.clamp_min(tiny)
-    size = (present / kept).mean(-1, keepdim=True).clamp_min(tiny)  # the mean square of √n W / √v
+    energy = (present / kept).mean(-1, keepdim=True).clamp_min(tiny)  # the mean square of √n W / √v
     # A column of zeros times an infinite gain would be NaN.
-    gain = (columns / (kept * size)).clamp_max_(torch.finfo(whitened.dtype).max).sqrt_()
-    return whitened.mul_(gain.unsqueeze(-2))
+    gain = (columns / (kept * energy)).clamp_max_(torch.finfo(whitened.dtype).max).sqrt_()
+    return whitened.mul_((size * gain).unsqueeze(-2))

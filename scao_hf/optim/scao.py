@@ -30,12 +30,10 @@ from scao_hf.optim.stack import Layout, State, Storage
 
 UPDATE_RMS = 0.8
 """Root mean square of the update of a square matrix, and of any low-rank factor, at a learning rate of 1."""
-LEAST_WEIGHT = 0.25
+LEAST_WEIGHT = 0.1
 """What `tau` takes for the root mean square of weights that are smaller, in units of 1/√columns, such as of zeros."""
 VOCABULARY_RATIO = 16
 """A matrix this many times longer than wide, and not a low-rank factor, is taken for a table over a vocabulary."""
-LEAST_RANK, MOST_RANK, RANK_SHARE = 32, 64, 4
-"""By default a quarter of the side is tracked, within these bounds."""
 
 
 @final
@@ -52,7 +50,7 @@ class SCAO(KroneckerOptimizer):
         p <- (1 − lr·λ) p − s · lr · c · D / rms(D)
 
     with c = 0.8 √(rows / columns), or 0.8 for a low-rank factor, so that AdamW's learning rate is where to start, and
-    s ≤ 1 such that no update exceeds `tau` times the weights in norm (weights below 0.25/√columns count as that).
+    s ≤ 1 such that no update exceeds `tau` times the weights in norm (weights below 0.1/√columns count as that).
     U (m, k) follows the leading eigenvectors of X Xᵀ: every `precond_freq` steps U <- orth(X Zᵀ), one step of
     orthogonal iteration, of a product that the step needs anyway. With k = m, W is an orthogonal factor of X, as in
     Muon but by a Cholesky factor; nothing of size m×m is formed for k < m. δ and δ_b are `damping` times the mean
@@ -85,7 +83,7 @@ class SCAO(KroneckerOptimizer):
         min_precond_updates: gradients the momentum must have seen before the second phase.
         precond_freq: steps between two refreshes of U.
         k_min: least number of directions in use.
-        k_max: directions tracked; None is a quarter of the short side, at least 32 and at most 64.
+        k_max: directions tracked.
         k_exact: sides up to this length are whitened whole.
         epsilon_sparse: share of the excess spectral mass that the directions in use may leave out; 0 keeps all that
             stand above the rest.
@@ -125,12 +123,12 @@ class SCAO(KroneckerOptimizer):
         min_precond_updates: int = 0,
         precond_freq: int = 10,
         k_min: int = 1,
-        k_max: int | None = None,
+        k_max: int = 64,
         k_exact: int = 64,
         epsilon_sparse: float = 0.0,
         block_rows: int = 16,
         damping: float = 1e-4,
-        tau: float | None = 0.05,
+        tau: float | None = 0.04,
         max_precond_dim: int = 16384,
         state_dtype: str = "float32",
         compile: bool = False,
@@ -179,7 +177,7 @@ class SCAO(KroneckerOptimizer):
     def _validate(group: Group) -> None:
         for name in ("warmup_steps", "blend_steps", "min_precond_updates", "k_exact"):
             require_count(name, group[name], 0)
-        for name, least in (("precond_freq", 1), ("k_min", 1), ("block_rows", 1), ("max_precond_dim", 2)):
+        for name, least in (("precond_freq", 1), ("k_min", 1), ("k_max", 1), ("block_rows", 1), ("max_precond_dim", 2)):
             require_count(name, group[name], least)
         require_number("epsilon_sparse", group["epsilon_sparse"], 0.0, 1.0, open_high=True)
         require_number("damping", group["damping"], 1e-6)  # float32 factors nothing less
@@ -188,12 +186,10 @@ class SCAO(KroneckerOptimizer):
         require_flag("compile", group["compile"])
         if group["state_dtype"] not in STATE_DTYPES:
             raise ValueError(f"state_dtype must be one of {', '.join(STATE_DTYPES)}, got {group['state_dtype']!r}")
-        if group["k_max"] is not None:
-            require_count("k_max", group["k_max"], 1)
-            if group["k_min"] > group["k_max"]:
-                raise ValueError(
-                    f"k_min must not exceed k_max, got k_min={group['k_min']}, k_max={group['k_max']}; lower k_min"
-                )
+        if group["k_min"] > group["k_max"]:
+            raise ValueError(
+                f"k_min must not exceed k_max, got k_min={group['k_min']}, k_max={group['k_max']}; lower k_min"
+            )
 
     @staticmethod
     def _layout(shape: tuple[int, ...], group: Group) -> Layout:
@@ -247,7 +243,8 @@ class SCAO(KroneckerOptimizer):
             if turn:
                 refresh(whitened)
             if weight > 0:
-                evened = even(whitened.matrix, state["whitened_sq"], beta2).mul_(_update_rms(layout, group))
+                # Momentum looking ahead has served, and its place can be had for squares.
+                evened = even(whitened.matrix, state["whitened_sq"], beta2, _update_rms(layout, group), ahead)
                 directions.append(evened.mT if layout.ranks[1] else evened)
         return directions[0] if len(directions) == 1 else directions[0].lerp_(directions[1], weight)
 
@@ -304,10 +301,7 @@ def _whitened_side(matrix: tuple[int, int], shape: tuple[int, ...], group: Group
 
 
 def _tracked_rank(side: int, other: int, group: Group) -> int:
-    if side <= group["k_exact"]:
-        return min(side, other)
-    tracked = group["k_max"] or min(max(side // RANK_SHARE, LEAST_RANK), MOST_RANK)
-    return min(side, other, tracked)
+    return min(side, other) if side <= group["k_exact"] else min(side, other, group["k_max"])
 
 
 @functools.cache
