@@ -14,6 +14,7 @@ and earlier measurements suggest; a start only saves trials, since the learning 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -86,10 +87,11 @@ class Adapter:
         return ", ".join(parts)
 
 
+@functools.cache  # what runs is the code that was there when it was imported, whatever is written to it since
 def code_digest(module: str, root: Path = ROOT) -> str:
     """16 hexadecimal digits of the code of one of the project's modules and of all it imports from the project.
 
-    Comments, docstrings and formatting do not count.
+    Comments, docstrings and formatting do not count. Read once in a process.
     """
     state = hashlib.sha256()
     for name, tree in sorted(_with_imports(module, root, {}).items()):
