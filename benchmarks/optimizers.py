@@ -165,6 +165,12 @@ def _lora_plus(model: Any, setting: Setting) -> torch.optim.Optimizer:
     return create_loraplus_optimizer(model, torch.optim.AdamW, loraplus_lr_ratio=ratio, fused=True, **own)
 
 
+def _riemannian(model: Any, setting: Setting) -> torch.optim.Optimizer:
+    from peft.optimizers import create_riemannian_optimizer
+
+    return create_riemannian_optimizer(model, torch.optim.AdamW, fused=True, **keywords(setting))
+
+
 def _lora_fa(model: Any, setting: Setting) -> torch.optim.Optimizer:
     from peft.optimizers import create_lorafa_optimizer
 
@@ -255,6 +261,15 @@ ADAPTERS: dict[str, Adapter] = {
         {},
         {"weight_decay": (0.01,)},
         {"lr": 1e-2, "weight_decay": 0.0},
+        package="peft",
+        source="peft",
+    ),
+    "riemannian": Adapter(
+        "Riemannian AdamW",
+        _riemannian,
+        {},
+        {"betas": (FAST, EVEN, SLOW), "weight_decay": (0.01,)},
+        _lora_setting(1e-2),
         package="peft",
         source="peft",
     ),

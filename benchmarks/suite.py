@@ -44,7 +44,7 @@ class Machine:
     def reuses_workers(self) -> bool:
         """Whether a worker makes several runs: a GPU's are shorter than the start of a process that uses it, and their
         peak memory is counted anew; on a CPU it can only be a process's."""
-        return self.device == "cuda"
+        return self.device.startswith("cuda")
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,8 @@ MATRIX_OPTIMIZERS = ("adamw", "scao", "muon", "soap")
 PACKAGES = ("adamw", "scao", "soap_pytorch_optimizer", "shampoo", "scao_pypi", "adamw8bit")
 """What one would install instead; needs the extra `bench`. Schedule-free AdamW can be added with `--optimizer`."""
 LORA_OPTIMIZERS = ("adamw", "scao", "loraplus")
-ALL_LORA_OPTIMIZERS = (*LORA_OPTIMIZERS, "soap", "muon", "lorafa")
-"""For the study that is told first; the others take them with `--optimizer`."""
+ALL_LORA_OPTIMIZERS = (*LORA_OPTIMIZERS, "soap", "muon", "lorafa", "riemannian")
+"""For the study that is told first; the others take them with `--optimizer`. The base is Muon's: it may favour Muon."""
 LORA_HEADLINE = "lora-shakespeare-r8"
 BUDGETS: Mapping[str, Mapping[str, Any]] = {"": {}, "-short": {"steps": 100}, "-long": {"steps": 600}}
 """Of LoRA studies, by what their names end in."""

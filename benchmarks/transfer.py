@@ -173,6 +173,8 @@ class Curve:
     @property
     def basin(self) -> Basin:
         """Between learning rates the loss is taken to be linear in the rate's logarithm."""
+        if not math.isfinite(self.best_loss):
+            return Basin(self.best_rate, self.best_rate, is_open=False)
         ascending = list(self.runs)
         place = ascending.index(self.best_rate)
         low, low_open = self._edge(ascending[place::-1])
