@@ -310,7 +310,9 @@ def test_a_study_that_is_refused_leaves_the_others_to_be_made_and_is_named(tmp_p
         return replace(made.train(config), loss=math.inf)
 
     given = jobs(tmp_path, narrow=narrow) | jobs(tmp_path, diverge, lost=PLAN) | jobs(tmp_path, whole=PLAN)
-    with pytest.raises(ProtocolError, match=r"(?s)^narrow: the best learning rate of b.*\nlost: none of the 6 trials") as refused:
+    with pytest.raises(
+        ProtocolError, match=r"(?s)^narrow: the best learning rate of b.*\nlost: none of the 6 trials"
+    ) as refused:
         run_studies(given)
     assert "whole" not in str(refused.value)
     assert len(RunStore(tmp_path / "whole")) == RUNS
