@@ -347,6 +347,6 @@ def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
     for place, curve in enumerate(curves):
         base = start(curve.optimizer)[RATE]
         points = [(rate / base, loss.mean) for rate, loss in curve.losses.items() if math.isfinite(loss.mean)]
-        look = {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 4, "linewidth": 1.4}
+        look: dict[str, Any] = {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 4, "linewidth": 1.4}
         axes.plot([x for x, _ in points], [y for _, y in points], label=curve.variation.value, **look)
     axes.set_xscale("log", base=2)
