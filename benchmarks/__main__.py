@@ -35,11 +35,19 @@ def run_studies(
     optimizer: Annotated[list[str] | None, typer.Option(help="Others than the study's own; repeat it.")] = None,
     device: Device = "cpu",
 ) -> None:
-    """Tune every optimizer with the same number of trials and run the chosen settings on fresh seeds."""
+    """Tune every optimizer with the same number of trials and run the chosen settings on fresh seeds.
+
+    The studies share the workers: where the search of one waits for its best trial, the next goes on.
+    """
+    import torch
+
     from benchmarks.suite import Machine, chosen_studies
     from scao_hf.finetune.comparison.store import RunStore
+    from scao_hf.finetune.comparison.study import run_studies
 
-    started = time.monotonic()
+    torch.set_num_threads(1)
+    started, jobs = time.monotonic(), {}
+    machine = Machine(data_dir, device, cache=out / "cache")
     for name, study in chosen_studies(names, optimizer).items():
         store = RunStore(out / name / "runs.jsonl")
         print(f"{name}: {len(store)} runs at hand", file=sys.stderr)
@@ -47,7 +55,8 @@ def run_studies(
         def tell(line: str, name: str = name) -> None:
             print(f"[{time.monotonic() - started:7.0f} s] {name}  {line}", file=sys.stderr, flush=True)
 
-        study.run(Machine(data_dir, device, cache=out / "cache"), store, workers, tell)
+        jobs[name] = study.job(machine, store, tell)
+    run_studies(jobs, workers, machine.reuses_workers)
 
 
 @app.command("run")
@@ -102,6 +111,34 @@ def ablate(
     chosen = [arm for arm in arms if not only or not arm.part or arm.part in only]
     ablation.make_all(machine, store, chosen, workers, lambda line: print(line, file=sys.stderr, flush=True))
     for path in ablation.write(machine, store, folder):
+        print(path)
+
+
+@app.command("transfer")
+def transfer_rates(
+    data_dir: DataDir = None,
+    out: Out = Path("runs/benchmarks"),
+    workers: Workers = 2,
+    device: Device = "cpu",
+    seeds: Annotated[str, typer.Option(help="Numbers with commas between them.")] = "42",
+    only: Annotated[
+        list[str] | None, typer.Option(help="What is varied: rank, alpha, init or imbalance; all without it.")
+    ] = None,
+) -> None:
+    """SCAO, AdamW and LoRA+ over learning rates on LoRAs of several ranks, alphas and starts."""
+    from benchmarks import transfer
+    from benchmarks.suite import Machine
+    from scao_hf.finetune.comparison.store import RunStore
+
+    machine, folder = Machine(data_dir, device, cache=out / "cache"), out / "transfer"
+    numbers, variations = [int(seed) for seed in seeds.split(",")], transfer.chosen_variations(only)
+    store, started = RunStore(folder / "runs.jsonl"), time.monotonic()
+
+    def tell(line: str) -> None:
+        print(f"[{time.monotonic() - started:7.0f} s] transfer  {line}", file=sys.stderr, flush=True)
+
+    transfer.make_all(machine, store, variations, numbers, workers, tell)
+    for path in transfer.write(machine, store, transfer.VARIATIONS, numbers, folder):
         print(path)
 
 

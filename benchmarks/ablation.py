@@ -86,7 +86,12 @@ def make_all(machine: Machine, store: RunStore, arms: Sequence[Arm], workers: in
     """Make the runs that the store lacks, arm by arm, so that those that there is time for are whole."""
     configs = [config_of(machine, arm, seed) for arm in arms for seed in SEEDS]
     make_runs(
-        list({str(config): config for config in configs}.values()), partial(make_run, machine), store, workers, tell
+        list({str(config): config for config in configs}.values()),
+        partial(make_run, machine),
+        store,
+        workers,
+        tell,
+        machine.reuses_workers,
     )
 
 

@@ -14,6 +14,7 @@ and earlier measurements suggest; a start only saves trials, since the learning 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -86,10 +87,11 @@ class Adapter:
         return ", ".join(parts)
 
 
+@functools.cache  # what runs is the code that was there when it was imported, whatever is written to it since
 def code_digest(module: str, root: Path = ROOT) -> str:
     """16 hexadecimal digits of the code of one of the project's modules and of all it imports from the project.
 
-    Comments, docstrings and formatting do not count.
+    Comments, docstrings and formatting do not count. Read once in a process.
     """
     state = hashlib.sha256()
     for name, tree in sorted(_with_imports(module, root, {}).items()):
@@ -161,6 +163,12 @@ def _lora_plus(model: Any, setting: Setting) -> torch.optim.Optimizer:
     own = keywords(setting)
     ratio = own.pop("ratio")
     return create_loraplus_optimizer(model, torch.optim.AdamW, loraplus_lr_ratio=ratio, fused=True, **own)
+
+
+def _riemannian(model: Any, setting: Setting) -> torch.optim.Optimizer:
+    from peft.optimizers import create_riemannian_optimizer
+
+    return create_riemannian_optimizer(model, torch.optim.AdamW, fused=True, **keywords(setting))
 
 
 def _lora_fa(model: Any, setting: Setting) -> torch.optim.Optimizer:
@@ -253,6 +261,15 @@ ADAPTERS: dict[str, Adapter] = {
         {},
         {"weight_decay": (0.01,)},
         {"lr": 1e-2, "weight_decay": 0.0},
+        package="peft",
+        source="peft",
+    ),
+    "riemannian": Adapter(
+        "Riemannian AdamW",
+        _riemannian,
+        {},
+        {"betas": (FAST, EVEN, SLOW), "weight_decay": (0.01,)},
+        _lora_setting(1e-2),
         package="peft",
         source="peft",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,10 +17,9 @@ from benchmarks.optimizers import ADAPTERS
 from benchmarks.tasks import adaptation, encoder, lm
 from benchmarks.timing import interleaved
 from benchmarks.training import Outcome, Schedule, train
-from scao_hf.finetune.comparison.protocol import Comparison
 from scao_hf.finetune.comparison.runs import Run, Setting
 from scao_hf.finetune.comparison.store import RunStore
-from scao_hf.finetune.comparison.study import Config, Plan, Tell, run_study
+from scao_hf.finetune.comparison.study import Config, Job, Plan, Tell
 from scao_hf.finetune.comparison.tuning import RATE, Space
 
 TUNING_SEED, CONFIRMATION_SEEDS = 1, (2, 3, 4)
@@ -39,6 +39,12 @@ class Machine:
     folder: Path | None
     device: str = "cpu"
     cache: Path = Path("runs/benchmarks/cache")
+
+    @property
+    def reuses_workers(self) -> bool:
+        """Whether a worker makes several runs: a GPU's are shorter than the start of a process that uses it, and their
+        peak memory is counted anew; on a CPU it can only be a process's."""
+        return self.device.startswith("cuda")
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ def _language_modelling(machine: Machine, **options: Any) -> lm.LanguageModellin
 
 
 def _adaptation(machine: Machine, **options: Any) -> adaptation.Adaptation:
-    return adaptation.Adaptation(folder=machine.folder, cache=machine.cache, **options)
+    return adaptation.Adaptation(folder=machine.folder, cache=machine.cache, device=machine.device, **options)
 
 
 def _encoder(machine: Machine, **options: Any) -> encoder.Classification:
@@ -172,13 +178,18 @@ class Study:
         space = ADAPTERS[optimizer].space(lora=self.task == "lora")
         return replace(space, start={**space.start, RATE: self.rate * space.start[RATE]})
 
-    def run(self, machine: Machine, store: RunStore, workers: int, tell: Tell) -> Comparison:
+    def job(self, machine: Machine, store: RunStore, tell: Tell | None = None) -> Job:
+        """What `run_studies` makes, with all prepared that its workers need.
+
+        Raises:
+            FileNotFoundError: texts are missing.
+        """
         task = make_task(machine, {"name": self.task, **self.options})
         if hasattr(task, "prepare"):
             task.prepare()  # once, rather than by every worker
-        task.evaluation()  # texts that are missing stop the study here
+        task.evaluation()
         configure = partial(configuration, machine, self.task, self.options)
-        return run_study(self.plan(), configure, partial(make_run, machine), store, workers, tell)
+        return Job(self.plan(), configure, partial(make_run, machine), store, tell)
 
     def run_once(self, machine: Machine, optimizer: str, setting: Setting, seed: int) -> Run:
         """One run of one of the study's optimizers."""
@@ -206,6 +217,25 @@ MATRIX_OPTIMIZERS = ("adamw", "scao", "muon", "soap")
 PACKAGES = ("adamw", "scao", "soap_pytorch_optimizer", "shampoo", "scao_pypi", "adamw8bit")
 """What one would install instead; needs the extra `bench`. Schedule-free AdamW can be added with `--optimizer`."""
 LORA_OPTIMIZERS = ("adamw", "scao", "loraplus")
+ALL_LORA_OPTIMIZERS = (*LORA_OPTIMIZERS, "soap", "muon", "lorafa", "riemannian")
+"""For the study that is told first; the others take them with `--optimizer`. The base is Muon's: it may favour Muon."""
+LORA_HEADLINE = "lora-shakespeare-r8"
+BUDGETS: Mapping[str, Mapping[str, Any]] = {"": {}, "-short": {"steps": 100}, "-long": {"steps": 600}}
+"""Of LoRA studies, by what their names end in."""
+LORA_BASES: Mapping[str, Mapping[str, Any]] = {"": {}, "-5m": {"base": "5m"}}
+
+
+def _lora_studies() -> dict[str, Study]:
+    """Two texts, three ranks, two base models and three budgets."""
+    axes = itertools.product(("shakespeare", "gsm8k"), (8, 16, 64), LORA_BASES, BUDGETS)
+    studies = {}
+    for text, rank, base, budget in axes:
+        name = f"lora-{text}-r{rank}{base}{budget}"
+        options = {"text": text, "rank": rank, **LORA_BASES[base], **BUDGETS[budget]}
+        optimizers = ALL_LORA_OPTIMIZERS if name == LORA_HEADLINE else LORA_OPTIMIZERS
+        studies[name] = Study("lora", options, optimizers, trials=5, settle=11)
+    return studies
+
 
 STUDIES: dict[str, Study] = {
     # Some seeds stay on the plateau of the bigrams for most of the 500 steps with AdamW: neither the choice of a
@@ -247,11 +277,7 @@ STUDIES: dict[str, Study] = {
     "lm-1m-packages": Study("lm", {"size": "1m", "steps": 500}, PACKAGES, trials=8, confirmations=3),
     "lm-125m": Study("lm", {"size": "125m", "steps": 2000, "length": 1024}, MATRIX_OPTIMIZERS, trials=8),
     "lm-350m": Study("lm", {"size": "350m", "steps": 2000, "length": 1024}, MATRIX_OPTIMIZERS, trials=8),
-    **{
-        f"lora-{text}-r{rank}": Study("lora", {"text": text, "rank": rank}, LORA_OPTIMIZERS, trials=5, settle=11)
-        for text in ("shakespeare", "gsm8k")
-        for rank in (8, 16, 64)
-    },
+    **_lora_studies(),
     **{f"full-{text}": Study("full", {"text": text}, MATRIX_OPTIMIZERS, trials=6) for text in ("shakespeare", "gsm8k")},
     # BERT's layer norms come after the residual sums, and let it train at smaller learning rates only.
     "encoder": Study("encoder", {"steps": 300}, MATRIX_OPTIMIZERS, trials=6, rate=0.25),

@@ -102,6 +102,7 @@ def train(task: Task, build: Build, seed: int, device: torch.device, clip: float
         clip: another bound on the gradient's norm than the task's. It is recorded, so that a comparison with runs at
             the task's own is refused; for ablations.
     """
+    memory.settle(device)
     model = task.model(seed).to(device)
     initialisation = digest_of(model.parameters())
     evaluation = [to(batch, device) for batch in task.evaluation()]
@@ -187,8 +188,10 @@ def mean_loss(model: nn.Module, batches: Sequence[Batch], optimizer: torch.optim
     if averaging:
         optimizer.eval()  # type: ignore[union-attr]
     with torch.no_grad():
-        counts = [int((batch.labels >= 0).sum()) for batch in batches]
-        total = sum(model(*batch).item() * count for batch, count in zip(batches, counts, strict=True))
+        # Read back together: a GPU would wait for every single number.
+        counts = torch.stack([(batch.labels >= 0).sum() for batch in batches]).tolist()
+        losses = torch.stack([model(*batch) for batch in batches]).tolist()
+    total = sum(loss * count for loss, count in zip(losses, counts, strict=True))
     model.train()
     if averaging:
         optimizer.train()  # type: ignore[union-attr]

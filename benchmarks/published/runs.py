@@ -43,7 +43,7 @@ def make_all(
     groups = [list(members) for _, members in groupby(available, key=lambda arm: arm.group)]
     configs = [arm.config(machine, seed) for group in groups for seed in seeds for arm in group]
     tell(f"{sum(store.get(config) is None for config in configs)} of {len(configs)} runs to be made")
-    make_runs(configs, partial(make_run, machine), store, workers, tell)
+    make_runs(configs, partial(make_run, machine), store, workers, tell, machine.reuses_workers)
 
 
 def make_run(machine: Machine, config: Config) -> Run:

@@ -60,23 +60,32 @@ def _gpt2(num_layers: int, **dimensions: Any) -> nn.Module:
 
 
 def _qwen3(num_layers: int) -> nn.Module:
+    return _causal(_qwen3_config(num_layers, hidden_size=1024, intermediate_size=3072, heads=16, tied=True))
+
+
+def _qwen3_8b_lora(num_layers: int, rank: int) -> nn.Module:
+    config = _qwen3_config(num_layers, hidden_size=4096, intermediate_size=12_288, heads=32, tied=False)
+    return _with_lora(config, rank)
+
+
+def _qwen3_config(
+    num_layers: int, hidden_size: int, intermediate_size: int, heads: int, tied: bool
+) -> PreTrainedConfig:
     from transformers import Qwen3Config
 
-    config = Qwen3Config(
+    return Qwen3Config(
         vocab_size=151_936,
-        hidden_size=1024,
-        intermediate_size=3072,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
         num_hidden_layers=num_layers,
-        num_attention_heads=16,
+        num_attention_heads=heads,
         num_key_value_heads=8,
         head_dim=128,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
     )
-    return _causal(config)
 
 
 def _llama3_lora(num_layers: int, rank: int) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig
 
     config = LlamaConfig(
@@ -87,6 +96,13 @@ def _llama3_lora(num_layers: int, rank: int) -> nn.Module:
         num_attention_heads=32,
         num_key_value_heads=8,
     )
+    return _with_lora(config, rank)
+
+
+def _with_lora(config: PreTrainedConfig, rank: int) -> nn.Module:
+    """LoRA on all linear layers but the head."""
+    from peft import LoraConfig, get_peft_model
+
     return get_peft_model(_causal(config), LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
@@ -108,6 +124,7 @@ ARCHITECTURES = {
     "gpt2-medium": Architecture("GPT-2 medium", 24, partial(_gpt2, n_embd=1024, n_head=16)),
     "qwen3-0.6b": Architecture("Qwen3-0.6B", 28, _qwen3),
     "llama3-8b-lora": Architecture("Llama-3-8B, LoRA r=16", 32, partial(_llama3_lora, rank=16), lora=True),
+    "qwen3-8b-lora": Architecture("Qwen3-8B, LoRA r=16", 36, partial(_qwen3_8b_lora, rank=16), lora=True),
 }
 
 

@@ -16,6 +16,10 @@ from scao_hf.optim.kronecker import KroneckerOptimizer
 logger = logging.getLogger(__name__)
 
 PREFIX = "scao/"
+LEAST_SHARE = 0.1
+"""Of a run, below which the preconditioned steps are too few to be worth their state."""
+ADAM_PHASE = ("warmup_steps", "adam_warmup_steps", "min_precond_updates", "precond_freq")
+"""Options that an optimizer may have, and that decide on how long it is plain Adam."""
 
 
 class SCAOMonitorCallback(TrainerCallback):
@@ -25,8 +29,9 @@ class SCAOMonitorCallback(TrainerCallback):
     `trainer.state.log_history` and every reporter (TensorBoard shows them as `train/scao/rank_mean`). The tensors are
     read back when Trainer logs and at no other time.
 
-    It warns when training begins if the optimizer would still be in its Adam phase when training ends, if a checkpoint
-    brought other hyperparameters than the arguments ask for, and if the optimizer is not one of this package.
+    It warns when training begins if less than a tenth of the run comes after the optimizer's Adam phase, naming the
+    option that makes it so long, if a checkpoint brought other hyperparameters than the arguments ask for, and if the
+    optimizer is not one of this package.
     """
 
     def on_train_begin(
@@ -68,16 +73,33 @@ def unwrap_optimizer(optimizer: Any) -> Any:
 def _warn_of_a_long_adam_phase(optimizer: KroneckerOptimizer, max_steps: int) -> None:
     # A group that takes Adam throughout does so by choice.
     groups = [g for g in optimizer.param_groups if g.get("sides") != "none" and g.get("kind") != "vector"]
-    adam_steps = max(map(optimizer.adam_steps, groups), default=0)
-    if adam_steps >= max_steps:
-        logger.warning(
-            "%s is plain Adam up to step %d and training ends after %d: nothing will be preconditioned. Train longer, "
-            "or lower the optimizer's own warmup_steps (in optim_args, scao_kwargs, or the scao section of a recipe; "
-            "TrainingArguments.warmup_steps is the learning rate's)",
-            type(optimizer).__name__,
-            adam_steps,
-            max_steps,
-        )
+    group = max(groups, key=optimizer.adam_steps, default=None)
+    if group is None or max_steps - (adam_steps := optimizer.adam_steps(group)) >= LEAST_SHARE * max_steps:
+        return
+    left = max_steps - adam_steps
+    logger.warning(
+        "%s is plain Adam up to step %d and training ends after %d: %s. Train longer, or lower the optimizer's own %s: "
+        "%d would be a tenth of the run (in optim_args, scao_kwargs, or the scao section of a recipe; "
+        "TrainingArguments.warmup_steps is the learning rate's)",
+        type(optimizer).__name__,
+        adam_steps,
+        max_steps,
+        f"only the last {left} will be preconditioned" if left > 0 else "nothing will be preconditioned",
+        " and ".join(_what_prolongs(optimizer, group)),
+        max_steps // 10,
+    )
+
+
+def _what_prolongs(optimizer: KroneckerOptimizer, group: dict[str, Any]) -> list[str]:
+    """The options of a group that decide on the length of its Adam phase: the one that alone would shorten it, or all
+    that ask for as many steps."""
+    present = [name for name in ADAM_PHASE if name in group]
+    adam_steps = optimizer.adam_steps(group)
+    alone = [name for name in present if optimizer.adam_steps({**group, name: 1}) < adam_steps]
+    least = dict.fromkeys(present, 1)
+    return alone or [
+        name for name in present if optimizer.adam_steps({**group, **least, name: group[name]}) == adam_steps
+    ]
 
 
 def _warn_of_a_checkpoints_settings(optimizer: KroneckerOptimizer, args: TrainingArguments) -> None:

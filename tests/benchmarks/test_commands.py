@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.suite import Study
+from benchmarks.suite import STUDIES, Study
 
 
 @pytest.fixture
@@ -38,3 +39,18 @@ def test_an_override_that_is_no_json_is_named(settings: list[dict[str, Any]], ov
     assert isinstance(result.exception, ValueError)
     assert f"'{override}' is not KEY=JSON, such as lr=0.004" in str(result.exception)
     assert settings == []
+
+
+@pytest.mark.parametrize(("device", "reuse"), [("cpu", False), ("cuda", True)])
+def test_studies_that_are_named_together_share_one_pool(
+    device: str, reuse: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(Study, "job", lambda study, machine, store, tell: (study.options, store.path, machine.device))
+    monkeypatch.setattr("scao_hf.finetune.comparison.study.run_studies", lambda *given: asked.append(given))
+    names = ["lora-gsm8k-r8-short", "lora-gsm8k-r16"]
+    flags = ["--device", device, "--workers", "8", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, ["study", *names, *flags])
+    assert result.exception is None
+    jobs = {name: (STUDIES[name].options, tmp_path / name / "runs.jsonl", device) for name in names}
+    assert asked == [(jobs, 8, reuse)]

@@ -190,6 +190,33 @@ def test_an_adam_phase_longer_than_the_run_is_told(tmp_path: Path, caplog: pytes
     assert "PublishedSCAO is plain Adam up to step 100 and training ends after 3" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("options", "max_steps", "told"),
+    [
+        (
+            "warmup_steps=8",
+            8,
+            "nothing will be preconditioned. Train longer, or lower the optimizer's own warmup_steps",
+        ),
+        ("warmup_steps=19", 20, "only the last 1 will be preconditioned"),
+        ("warmup_steps=19", 20, "lower the optimizer's own warmup_steps: 2 would be a tenth of the run"),
+        ("warmup_steps=2,min_precond_updates=8", 8, "lower the optimizer's own min_precond_updates:"),
+        ("warmup_steps=8,min_precond_updates=8", 8, "the optimizer's own warmup_steps and min_precond_updates:"),
+        ("warmup_steps=18", 20, None),
+    ],
+)
+def test_a_run_with_hardly_a_second_phase_is_told_which_option_leaves_it_none(
+    options: str, max_steps: int, told: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = monitored(tmp_path, optim_args=options, max_steps=max_steps)
+    trainer.create_optimizer_and_scheduler(max_steps)
+    trainer.state.max_steps = max_steps
+    trainer.callback_handler.optimizer = trainer.optimizer
+    trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert ("plain Adam" in caplog.text) == (told is not None)
+    assert told is None or told in caplog.text
+
+
 def test_a_run_with_a_second_phase_is_not_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     monitored(tmp_path, max_steps=6).train()
     assert "plain Adam" not in caplog.text

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from scao_hf.finetune.comparison.protocol import Comparison, as_trials, chosen, compare, leaders
+from scao_hf.finetune.comparison.protocol import Comparison, ProtocolError, as_trials, chosen, compare, leaders
 from scao_hf.finetune.comparison.runs import Run, Setting
 from scao_hf.finetune.comparison.store import RunStore
 from scao_hf.finetune.comparison.tuning import Space, proposals
@@ -71,38 +71,85 @@ class Plan:
             raise ValueError("confirmations and confirmation_seeds go together: give both or neither")
 
 
-def run_study(
-    plan: Plan, configure: Configure, train: Train, store: RunStore, workers: int = 1, tell: Tell | None = None
-) -> Comparison:
-    """Make the runs that the store lacks, `workers` at a time, and compare.
-
-    Ctrl-C stops the workers; what was finished is in the store, and the same call continues from there.
+@dataclass(frozen=True)
+class Job:
+    """A study that is to be made.
 
     Args:
         plan: the competitors and their budgets.
         configure: see `Configure`.
-        train: from a configuration to a run; picklable when `workers` > 1, where every run has a process of its own.
+        train: from a configuration to a run; picklable where there are several workers.
         store: where runs are looked up and kept.
-        workers: processes; 1 runs everything here, in the order A B A B over seeds.
         tell: told one line for every finished run.
+    """
+
+    plan: Plan
+    configure: Configure
+    train: Train
+    store: RunStore
+    tell: Tell | None = None
+
+
+def run_study(
+    plan: Plan, configure: Configure, train: Train, store: RunStore, workers: int = 1, tell: Tell | None = None
+) -> Comparison:
+    """Make the runs that the store lacks, `workers` at a time, and compare; the arguments are those of `Job`.
+
+    Ctrl-C stops the workers; what was finished is in the store, and the same call continues from there.
+
+    Args:
+        workers: processes; 1 runs everything here, in the order A B A B over seeds.
 
     Raises:
         ProtocolError: see `compare`.
     """
-    courses = {name: course(space, plan, partial(configure, name)) for name, space in plan.spaces.items()}
+    task = _task_of(Job(plan, configure, train, store, tell))
     with _executor(workers) as executor:
-        results = _drive(courses, train, store, executor, workers, tell or (lambda line: None))
-    return compare((name, *results[name]) for name in plan.spaces)
+        _drive([task], executor, workers)
+    return _compared(task)
+
+
+def run_studies(jobs: Mapping[str, Job], workers: int = 1, reuse: bool = False) -> dict[str, Comparison]:
+    """Make several studies with one pool of workers: while a search waits for its best trial, the next study goes on.
+
+    Args:
+        jobs: by name, the earlier ones first.
+        workers: see `run_study`.
+        reuse: let a worker make one run after the other, where it costs more to start than a run takes; otherwise every
+            run has a process of its own, and its peak memory is that process's.
+
+    Raises:
+        ProtocolError: all that was refused, once the runs of the other studies are made; see `compare`.
+    """
+    tasks = {name: _task_of(job) for name, job in jobs.items()}
+    with _executor(workers, reuse) as executor:
+        _drive(list(tasks.values()), executor, workers)
+    comparisons, refused = {}, []
+    for name, task in tasks.items():
+        try:
+            comparisons[name] = _compared(task)
+        except ProtocolError as error:
+            refused.append(f"{name}: {error}")
+    if refused:
+        raise ProtocolError("\n".join(refused))
+    return comparisons
 
 
 def make_runs(
-    configs: Sequence[Config], train: Train, store: RunStore, workers: int = 1, tell: Tell | None = None
+    configs: Sequence[Config],
+    train: Train,
+    store: RunStore,
+    workers: int = 1,
+    tell: Tell | None = None,
+    reuse: bool = False,
 ) -> list[Run]:
     """Make those of some runs that the store lacks, in order and `workers` at a time, without comparing anything.
 
     Args:
         configs: of different runs.
-        train: see `run_study`, and so are the others.
+        train: see `Job`, and so are store and tell.
+        workers: see `run_study`.
+        reuse: see `run_studies`.
 
     Returns:
         A run for each configuration.
@@ -111,8 +158,10 @@ def make_runs(
     def all_at_once() -> Course[list[Run]]:
         return (yield list(configs))
 
-    with _executor(workers) as executor:
-        return _drive({"": all_at_once()}, train, store, executor, workers, tell or (lambda line: None))[""]
+    task = _Task({"": all_at_once()}, train, store, tell)
+    with _executor(workers, reuse) as executor:
+        _drive([task], executor, workers)
+    return task.results[""]
 
 
 Result = TypeVar("Result")
@@ -136,64 +185,98 @@ def course(
     return trials, finals
 
 
-def _drive(
-    courses: Mapping[str, Course[Result]],
-    train: Train,
-    store: RunStore,
-    executor: Executor | None,
-    workers: int,
-    tell: Tell,
-) -> dict[str, Result]:
-    results: dict[str, Result] = {}
-    waiting: dict[str, list[Config]] = {}
-    queue: list[tuple[str, Config]] = []
-    running: dict[Future[Run], tuple[str, Config]] = {}
-    started: Counter[str] = Counter()
+@dataclass
+class _Task(Generic[Result]):
+    """Courses on their way, and the store that answers what they ask for, or says what has to be trained for it."""
 
-    def advance(name: str, take: Callable[[], Request]) -> None:
+    courses: Mapping[str, Course[Result]]
+    train: Train
+    store: RunStore
+    tell: Tell | None = None
+    results: dict[str, Result] = field(default_factory=dict)
+    refusal: ProtocolError | None = None
+    """Of a course; the runs of the others are then made no further."""
+    queue: list[tuple[str, Config]] = field(default_factory=list)
+    _waiting: dict[str, Request] = field(default_factory=dict)
+    _started: Counter[str] = field(default_factory=Counter)
+
+    def begin(self) -> None:
+        for name in self.courses:
+            self._advance(name, None)
+
+    def take(self) -> tuple[str, Config]:
+        """The next job, of the competitor that has started fewest: A B A B rather than A A B B."""
+        index = min(range(len(self.queue)), key=lambda index: self._started[self.queue[index][0]])
+        self._started[self.queue[index][0]] += 1
+        return self.queue.pop(index)
+
+    def finish(self, name: str, config: Config, run: Run) -> None:
+        self.store.add(config, run)
+        if self.tell is not None:
+            self.tell(_line(run))
+        if self.refusal is None and all(self.store.get(each) is not None for each in self._waiting[name]):
+            self._advance(name, self._answer(self._waiting[name]))
+
+    def _advance(self, name: str, answer: Answer | None) -> None:
         """Queue what a course asks for next, answering from the store what is there, or note that it is done."""
         while True:
             try:
-                configs = take()
+                # A generator that has not begun takes None alone.
+                configs = self.courses[name].send(answer)  # type: ignore[arg-type]
             except StopIteration as stop:
-                results[name] = stop.value
+                self.results[name] = stop.value
                 return
-            missing = [config for config in configs if store.get(config) is None]
+            except ProtocolError as error:
+                self.refusal = error
+                self.queue.clear()
+                return
+            missing = [config for config in configs if self.store.get(config) is None]
+            if missing and self.refusal is None:
+                self._waiting[name] = configs
+                self.queue.extend((name, config) for config in missing)
             if missing:
-                waiting[name] = configs
-                queue.extend((name, config) for config in missing)
                 return
-            take = partial(courses[name].send, [_stored(store, config) for config in configs])
+            answer = self._answer(configs)
 
-    def finished(name: str, config: Config, run: Run) -> None:
-        store.add(config, run)
-        tell(_line(run))
-        if all(store.get(each) is not None for each in waiting[name]):
-            advance(name, partial(courses[name].send, [_stored(store, each) for each in waiting[name]]))
+    def _answer(self, configs: Request) -> Answer:
+        return [_stored(self.store, config) for config in configs]
 
-    for name, course in courses.items():
-        advance(name, partial(next, course))
-    while queue or running:
+
+def _task_of(job: Job) -> _Task[tuple[list[Run], list[Run]]]:
+    courses = {name: course(space, job.plan, partial(job.configure, name)) for name, space in job.plan.spaces.items()}
+    return _Task(courses, job.train, job.store, job.tell)
+
+
+def _compared(task: _Task[tuple[list[Run], list[Run]]]) -> Comparison:
+    if task.refusal is not None:
+        raise task.refusal
+    return compare((name, *task.results[name]) for name in task.courses)
+
+
+def _drive(tasks: Sequence[_Task[Any]], executor: Executor | None, workers: int) -> None:
+    """Make all the runs that the tasks ask for; a later task's only where the earlier ones have none to start."""
+    for task in tasks:
+        task.begin()
+    running: dict[Future[Run], tuple[_Task[Any], str, Config]] = {}
+    while running or any(task.queue for task in tasks):
         if executor is None:
-            name, config = _next_in_turn(queue, started)
-            finished(name, config, train(config))
+            task = _first_with_work(tasks)
+            name, config = task.take()
+            task.finish(name, config, task.train(config))
             continue
-        while queue and len(running) < workers:
-            name, config = _next_in_turn(queue, started)
-            running[executor.submit(train, config)] = name, config
+        while len(running) < workers and any(task.queue for task in tasks):
+            task = _first_with_work(tasks)
+            name, config = task.take()
+            running[executor.submit(task.train, config)] = task, name, config
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         # What is finished is kept before what failed is raised.
         for future in sorted(done, key=lambda future: future.exception() is not None):
-            name, config = running.pop(future)
-            finished(name, config, future.result())
-    return results
+            task, name, config = running.pop(future)
+            task.finish(name, config, future.result())
 
 
-def _next_in_turn(queue: list[tuple[str, Config]], started: Counter[str]) -> tuple[str, Config]:
-    """Take the first job of the competitor that has started fewest, and count it: A B A B rather than A A B B."""
-    index = min(range(len(queue)), key=lambda index: started[queue[index][0]])
-    started[queue[index][0]] += 1
-    return queue.pop(index)
+def _first_with_work(tasks: Sequence[_Task[Any]]) -> _Task[Any]:
+    return next(task for task in tasks if task.queue)
 
 
 def _stored(store: RunStore, config: Config) -> Run:
@@ -209,13 +292,14 @@ def _line(run: Run) -> str:
 
 
 @contextmanager
-def _executor(workers: int) -> Iterator[ProcessPoolExecutor | None]:
+def _executor(workers: int, reuse: bool = False) -> Iterator[ProcessPoolExecutor | None]:
     """A pool whose workers leave Ctrl-C to this process and are stopped by it at once; None for one worker."""
     if workers <= 1:
         yield None
         return
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts, max_tasks_per_child=1)
+    runs_each = None if reuse else 1
+    executor = ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts, max_tasks_per_child=runs_each)
     try:
         yield executor
     except BaseException:

@@ -50,12 +50,18 @@ def test_a_model_has_its_known_number_of_parameters(name: str, parameters: int) 
     assert sum(math.prod(shape) for _, shape, _ in shapes_of(name)) == parameters
 
 
-def test_lora_on_all_linear_layers_of_llama3_8b_has_two_factors_for_each() -> None:
-    width, keys, inner, rank, layers = 4096, 1024, 14_336, 16, 32
+@pytest.mark.parametrize(
+    ("name", "inner", "layers", "parameters"),
+    [("llama3-8b-lora", 14_336, 32, 41_943_040), ("qwen3-8b-lora", 12_288, 36, 43_646_976)],
+)
+def test_lora_on_all_linear_layers_of_a_model_has_two_factors_for_each(
+    name: str, inner: int, layers: int, parameters: int
+) -> None:
+    width, keys, rank = 4096, 1024, 16
     linear = [(width, width), (width, keys), (width, keys), (width, width), *2 * [(width, inner)], (inner, width)]
     expected = layers * sum(rank * (inputs + outputs) for inputs, outputs in linear)
-    found = shapes_of("llama3-8b-lora")
-    assert expected == 41_943_040
+    found = shapes_of(name)
+    assert expected == parameters
     assert sum(math.prod(shape) for _, shape, _ in found) == expected
     assert {(shape[0] if kind == "lora_a" else shape[1], kind) for _, shape, kind in found} == {
         (rank, "lora_a"),

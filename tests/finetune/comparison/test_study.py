@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -18,7 +19,7 @@ from scao_hf.finetune.comparison import study
 from scao_hf.finetune.comparison.protocol import Comparison, ProtocolError
 from scao_hf.finetune.comparison.runs import Run, canonical
 from scao_hf.finetune.comparison.store import RunStore
-from scao_hf.finetune.comparison.study import Plan, run_study
+from scao_hf.finetune.comparison.study import Job, Plan, make_runs, run_studies, run_study
 from scao_hf.finetune.comparison.tuning import Space
 
 Config = Mapping[str, Any]
@@ -265,3 +266,63 @@ def test_the_best_trials_are_confirmed_on_further_seeds_before_one_is_chosen(pat
 def test_confirmations_need_seeds_of_their_own(changes: Mapping[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(PLAN, **changes)
+
+
+# Several studies
+
+
+def jobs(folder: Path, train: Callable[[Config], Run] = made.train, **plans: Plan) -> dict[str, Job]:
+    return {name: Job(plan, configure, train, RunStore(folder / name)) for name, plan in plans.items()}
+
+
+def test_studies_made_together_are_those_made_alone_each_in_its_own_store(path: Path, tmp_path: Path) -> None:
+    other = Plan({"a": SPACE, "c": SPACE}, 6, TUNING_SEED, SEEDS[:1])
+    together = run_studies(jobs(tmp_path, one=PLAN, two=other))
+    assert together == {"one": studied(path), "two": studied(tmp_path / "alone", plan=other)}
+    assert (len(RunStore(tmp_path / "one")), len(RunStore(tmp_path / "two"))) == (RUNS, 2 * (6 + 1))
+
+
+def test_workers_that_a_study_leaves_idle_begin_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Counting(AtOnce):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            asked.append(id(fn))
+            return super().submit(fn, *args, **kwargs)
+
+    @contextmanager
+    def executor(workers: int, reuse: bool) -> Iterator[Executor]:
+        yield Counting()
+
+    monkeypatch.setattr(study, "_executor", executor)
+    first, second = Trainer(), Trainer()
+    given = {**jobs(tmp_path, first, one=PLAN), **jobs(tmp_path, second, two=PLAN)}
+    run_studies(given, workers=8)
+    # The first grids of both competitors of the first study are six runs, and its next ones wait for all of them.
+    assert asked[:8] == [id(first)] * 6 + [id(second)] * 2
+    assert len(first.asked) == len(second.asked) == RUNS
+
+
+def test_a_study_that_is_refused_leaves_the_others_to_be_made_and_is_named(tmp_path: Path) -> None:
+    narrow = Plan(PLAN.spaces, 4, TUNING_SEED, SEEDS)  # the best learning rate of b stays on the edge
+
+    def diverge(config: Config) -> Run:
+        return replace(made.train(config), loss=math.inf)
+
+    given = jobs(tmp_path, narrow=narrow) | jobs(tmp_path, diverge, lost=PLAN) | jobs(tmp_path, whole=PLAN)
+    with pytest.raises(
+        ProtocolError, match=r"(?s)^narrow: the best learning rate of b.*\nlost: none of the 6 trials"
+    ) as refused:
+        run_studies(given)
+    assert "whole" not in str(refused.value)
+    assert len(RunStore(tmp_path / "whole")) == RUNS
+    finals = [config for config, _ in RunStore(tmp_path / "lost").records() if config["seed"] in SEEDS]
+    assert finals == []
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_a_worker_makes_one_run_unless_it_is_kept(path: Path, reuse: bool) -> None:
+    configs = [configure("a", {"lr": 1e-3}, seed) for seed in range(4)]
+    runs = make_runs(configs, made.train_here, RunStore(path), workers=2, reuse=reuse)
+    processes = {run.measures["process"] for run in runs}
+    assert len(processes) <= 2 if reuse else len(processes) == 4
