@@ -278,6 +278,14 @@ STUDIES: dict[str, Study] = {
     "lm-125m": Study("lm", {"size": "125m", "steps": 2000, "length": 1024}, MATRIX_OPTIMIZERS, trials=8),
     "lm-350m": Study("lm", {"size": "350m", "steps": 2000, "length": 1024}, MATRIX_OPTIMIZERS, trials=8),
     **_lora_studies(),
+    # What saves memory with QLoRA: paging, which 8-bit AdamW has there, needs a GPU and changes no number.
+    "qlora-shakespeare-r16": Study(
+        "lora",
+        {"text": "shakespeare", "rank": 16, "quantized": True},
+        ("adamw", "adamw8bit", "scao", "scao_int8"),
+        trials=5,
+        settle=11,
+    ),
     **{f"full-{text}": Study("full", {"text": text}, MATRIX_OPTIMIZERS, trials=6) for text in ("shakespeare", "gsm8k")},
     # BERT's layer norms come after the residual sums, and let it train at smaller learning rates only.
     "encoder": Study("encoder", {"steps": 300}, MATRIX_OPTIMIZERS, trials=6, rate=0.25),

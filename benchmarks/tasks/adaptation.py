@@ -22,6 +22,7 @@ from benchmarks.tasks.models import IGNORED, LINEAR_LAYERS, ByteGPT, byte_gpt
 from benchmarks.training import Batch, Schedule, train
 from scao_hf import parameter_groups
 from scao_hf.finetune.comparison.runs import digest
+from scao_hf.finetune.model import keep_gradients
 
 VERSION = 1
 CONTEXT = 512
@@ -52,6 +53,7 @@ class Adaptation:
         alpha_ratio: LoRA's alpha over the rank.
         init: of the factors, one of `INITIALISATIONS`.
         imbalance: c > 0; the factors start as cA and B/c, which leaves their product as it is.
+        quantized: QLoRA: the base's linear layers in 4 bits (NF4), the factors in bfloat16. Needs bitsandbytes.
     """
 
     folder: Path | None
@@ -63,6 +65,7 @@ class Adaptation:
     alpha_ratio: float = 2.0
     init: str = "default"
     imbalance: float = 1.0
+    quantized: bool = False
     steps: int = 200
     clip: float = 1.0
     schedule: Schedule = field(default_factory=lambda: Schedule(warmup_steps=10, start=0.1))
@@ -94,7 +97,13 @@ class Adaptation:
         model.load_state_dict(self._base_weights())
         if self.rank is None:
             return model
-        return with_lora(model, self.rank, seed, self.alpha_ratio, self.init, self.imbalance)
+        if self.quantized:
+            quantize(model)
+        adapted = with_lora(model, self.rank, seed, self.alpha_ratio, self.init, self.imbalance)
+        if self.quantized:
+            for parameter in adapted.parameters():
+                parameter.data = parameter.data.bfloat16() if parameter.requires_grad else parameter.data
+        return adapted
 
     def _base_weights(self) -> dict[str, Tensor]:
         return base_weights(self.folder, self.cache, self.base, self.device)
@@ -132,6 +141,23 @@ def with_lora(
     if imbalance != 1.0:
         unbalance(adapted, imbalance)
     return adapted
+
+
+def quantize(model: nn.Module) -> None:
+    """Turn the linear layers into bitsandbytes' of 4 bits, in place: NF4, computing in float32.
+
+    Source: QLoRA, Dettmers et al. (2023), arXiv:2305.14314.
+    """
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for name, module in list(model.named_modules()):
+        if name.rpartition(".")[2] in LINEAR_LAYERS:
+            rows, columns = module.weight.shape
+            narrow = Linear4bit(columns, rows, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+            narrow.weight = Params4bit(module.weight.data, requires_grad=False, quant_type="nf4").to("cpu")
+            model.set_submodule(name, narrow)
+    keep_gradients(model)
+    model.is_loaded_in_4bit = True  # type: ignore[assignment]  # PEFT asks for it
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+AnyModule = TypeVar("AnyModule", bound=torch.nn.Module)
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "tekken.json")
 
 
@@ -195,7 +196,7 @@ def load_model(recipe: Recipe, reference: str, config: PretrainedConfig, device:
             return AutoModelForCausalLM.from_config(config, **arguments, **remote)
         if recipe.quantization is not None:
             arguments |= _quantization(recipe.quantization, device, dtype)
-        return AutoModelForCausalLM.from_pretrained(reference, **arguments, **_hub_arguments(section))
+        return keep_gradients(AutoModelForCausalLM.from_pretrained(reference, **arguments, **_hub_arguments(section)))
     except ImportError as error:
         raise FinetuneError("extra.missing", _first_line(error), "install the package that is named") from error
     except (OSError, ValueError) as error:
@@ -205,6 +206,18 @@ def load_model(recipe: Recipe, reference: str, config: PretrainedConfig, device:
             raise
         message = f"the weights of {section.model_name_or_path} cannot be read: {_first_line(error)}"
         raise FinetuneError("model.damaged", message, "download or save them again") from error
+
+
+def keep_gradients(model: AnyModule) -> AnyModule:
+    """The model, whose 4-bit layers stay as they can be trained through.
+
+    On processors with AVX512-BF16 an evaluation makes bitsandbytes (0.50) lay the weights out for a product that has no
+    derivative, and the training that follows would lose, without an error, what flows through the frozen layers.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return model
 
 
 def shapes_only(recipe: Recipe, config: PretrainedConfig, device: torch.device) -> PreTrainedModel:

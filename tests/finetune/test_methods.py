@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
+from scao_hf.finetune import model
 from scao_hf.finetune import run as runs
 from scao_hf.finetune.errors import FinetuneError
 from scao_hf.finetune.planning.plan import plan
@@ -110,6 +112,30 @@ def blocks_of_64(tiny_model: Path, tmp_path: Path) -> Path:
     return directory
 
 
+def test_an_evaluation_leaves_the_gradients_of_a_quantized_model_as_they_were(
+    recipe_file: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="quantization needs bitsandbytes")
+    base = blocks_of_64(tiny_model, tmp_path)
+    overrides = ["quantization={load_in_4bit: true}", f"model.model_name_or_path={base}"]
+    recipe = load_recipe(str(recipe_file), overrides)
+    config = model.load_config(recipe.model, str(base))
+    quantized = model.load_model(recipe, str(base), config, torch.device("cpu"))
+    adapted = get_peft_model(quantized, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    tokens = torch.arange(32).view(2, 16)
+
+    def gradients() -> torch.Tensor:
+        adapted.train().zero_grad()
+        adapted(input_ids=tokens, labels=tokens).loss.backward()
+        return torch.cat([p.grad.flatten() for p in adapted.parameters() if p.grad is not None]).clone()
+
+    before = gradients()
+    with torch.no_grad():
+        adapted.eval()(input_ids=tokens, labels=tokens)
+    assert before.any()
+    assert torch.equal(gradients(), before)
+
+
 @pytest.mark.parametrize(
     "quantization",
     ["{load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true}", "{load_in_8bit: true}"],
@@ -135,8 +161,6 @@ def test_a_quantized_base_takes_an_adapter(
 
 
 def test_quantized_layers_compute_in_the_dtype_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    from scao_hf.finetune import model
-
     monkeypatch.setattr(model.importlib.util, "find_spec", lambda name: object())
     given = model._quantization({"load_in_4bit": True}, torch.device("cpu"), torch.bfloat16)
     assert given["quantization_config"].bnb_4bit_compute_dtype is torch.bfloat16

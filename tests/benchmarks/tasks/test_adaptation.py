@@ -17,7 +17,7 @@ from benchmarks.suite import ALL_LORA_OPTIMIZERS, STUDIES, Machine, make_task
 from benchmarks.tasks import adaptation
 from benchmarks.tasks.adaptation import BASE_STEPS, Adaptation, base_task, base_weights, with_lora
 from benchmarks.tasks.lm import LanguageModelling
-from benchmarks.tasks.models import byte_gpt
+from benchmarks.tasks.models import LINEAR_LAYERS, byte_gpt
 from scao_hf.finetune.comparison.runs import digest
 
 KEPT = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
@@ -51,7 +51,7 @@ def test_a_study_is_named_after_what_it_does_and_says_nothing_that_is_the_defaul
 
 
 def test_there_are_two_texts_three_ranks_two_bases_and_three_budgets() -> None:
-    studies = {name: study for name, study in STUDIES.items() if study.task == "lora"}
+    studies = {name: study for name, study in STUDIES.items() if name.startswith("lora-")}
     assert len(studies) == len({str(study.options) for study in studies.values()}) == 2 * 3 * 2 * 3
     assert {study.trials for study in studies.values()} == {5}
 
@@ -183,3 +183,22 @@ def test_imbalance_scales_the_factors_and_leaves_their_product() -> None:
     torch.testing.assert_close(factor(uneven, "A"), 4 * factor(even, "A"))
     torch.testing.assert_close(factor(uneven, "B"), factor(even, "B") / 4)
     assert loss_of(init="pissa", imbalance=4.0) == pytest.approx(loss_of(), abs=1e-5)
+
+
+def test_a_quantized_base_holds_four_bits_an_entry_and_narrow_factors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="quantization needs bitsandbytes")
+    weights = byte_gpt(LanguageModelling(**base_task("1m")).shape, 0).state_dict()
+    monkeypatch.setattr(adaptation, "base_weights", lambda *args: weights)
+    model = Adaptation(None, tmp_path, rank=4, quantized=True).model(1)
+    frozen = [p for name, p in model.named_parameters() if "base_layer" in name]
+    assert len(frozen) == 16
+    assert {p.dtype for p in frozen} == {torch.uint8}
+    linear = [weight for name, weight in weights.items() if name.split(".")[-2] in LINEAR_LAYERS]
+    assert sum(p.numel() for p in frozen) * 2 == sum(weight.numel() for weight in linear)
+    factors = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in factors} == {torch.bfloat16}
+    tokens = torch.randint(256, (2, 8), generator=torch.Generator().manual_seed(0))
+    model(tokens, tokens).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in factors)
