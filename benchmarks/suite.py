@@ -275,6 +275,16 @@ STUDIES: dict[str, Study] = {
         "lm", {"size": "1m", "steps": 250}, MATRIX_OPTIMIZERS, trials=0, seeds=SEEDS[:1], blocks=2, settle=20
     ),
     "lm-1m-packages": Study("lm", {"size": "1m", "steps": 500}, PACKAGES, trials=8, confirmations=3),
+    # GPT-2 small's layers over bytes, 65,536 a step: minutes a run on a GPU.
+    "lm-85m": Study(
+        "lm",
+        {"size": "published-125m", "steps": 200, "rows": 64, "length": 1024, "precision": "bfloat16"},
+        MATRIX_OPTIMIZERS,
+        trials=5,
+        rate=0.5,
+        blocks=3,
+        settle=11,
+    ),
     "lm-125m": Study("lm", {"size": "125m", "steps": 2000, "length": 1024}, MATRIX_OPTIMIZERS, trials=8),
     "lm-350m": Study("lm", {"size": "350m", "steps": 2000, "length": 1024}, MATRIX_OPTIMIZERS, trials=8),
     **_lora_studies(),

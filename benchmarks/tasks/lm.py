@@ -15,24 +15,34 @@ from benchmarks.tasks.models import SHAPES, ByteGPT, Shape, byte_gpt
 from benchmarks.training import Batch, Schedule
 
 EVALUATION_SEED = 0
+PRECISIONS = ("float32", "bfloat16")
 VERSION = 1
 """Counts changes that make earlier runs incomparable."""
 
 
 @dataclass(frozen=True)
 class LanguageModelling:
-    """Predict every next byte. 16 rows of 128 bytes a step at random places; the published setting."""
+    """Predict every next byte. 16 rows of 128 bytes a step at random places; the published setting.
+
+    Args:
+        precision: "float32"; "bfloat16" takes products in that.
+    """
 
     size: str = "1m"
     steps: int = 500
     folder: Path | None = None
     rows: int = 16
     length: int = 128
+    precision: str = "float32"
     clip: float = 1.0
     schedule: Schedule = field(default_factory=Schedule)
     evaluate_every: int = 25
     evaluation_batches: int = 48
     curve_batches: int = 8
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
     @property
     def shape(self) -> Shape:
@@ -44,7 +54,7 @@ class LanguageModelling:
         return texts.wikitext(self.folder)
 
     def model(self, seed: int) -> ByteGPT:
-        return byte_gpt(self.shape, seed)
+        return byte_gpt(self.shape, seed, self.precision == "bfloat16")
 
     def batches(self, seed: int) -> Iterator[Batch]:
         return windows(self.text.training, self.rows, self.length, seed)

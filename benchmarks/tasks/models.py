@@ -66,11 +66,12 @@ class ByteGPT(nn.Module):
     """A causal GPT with learnt positions and tied embeddings.
 
     `forward(tokens, labels)` is the mean cross-entropy in nats of labels (rows, length) given tokens (rows, length);
-    labels of `IGNORED` do not count.
+    labels of `IGNORED` do not count. With `narrow`, products are taken in bfloat16 and the weights stay in float32.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, narrow: bool = False) -> None:
         super().__init__()
+        self.narrow = narrow
         self.tokens = nn.Embedding(shape.vocabulary, shape.width)
         self.positions = nn.Embedding(shape.context, shape.width)
         self.blocks = nn.Sequential(*(Block(shape.width, shape.heads) for _ in range(shape.layers)))
@@ -82,15 +83,17 @@ class ByteGPT(nn.Module):
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.norm(self.blocks(self.tokens(tokens) + self.positions(positions)))
-        return F.cross_entropy((x @ self.tokens.weight.T).flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.narrow):
+            x = self.norm(self.blocks(self.tokens(tokens) + self.positions(positions)))
+            logits = (x @ self.tokens.weight.T).flatten(0, 1)
+        return F.cross_entropy(logits.float(), labels.flatten(), ignore_index=IGNORED)
 
 
 LINEAR_LAYERS = ("query_key_value", "projection", "up", "down")
 
 
-def byte_gpt(shape: Shape, seed: int) -> ByteGPT:
+def byte_gpt(shape: Shape, seed: int, narrow: bool = False) -> ByteGPT:
     """A freshly initialised GPT, the same for a seed whatever ran before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ByteGPT(shape)
+        return ByteGPT(shape, narrow)

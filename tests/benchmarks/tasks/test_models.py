@@ -7,6 +7,7 @@ import torch
 from tiny_task import SHAPE
 from torch import Tensor
 
+from benchmarks.tasks.lm import LanguageModelling
 from benchmarks.tasks.models import IGNORED, LINEAR_LAYERS, SHAPES, ByteGPT, byte_gpt
 
 
@@ -94,6 +95,22 @@ def test_the_loss_is_nats(model: ByteGPT, tokens: Tensor) -> None:
     with torch.no_grad():
         model.tokens.weight.zero_()  # tied: every logit is 0
     torch.testing.assert_close(model(tokens, tokens), torch.tensor(16.0).log())
+
+
+def test_narrow_products_change_the_loss_by_their_rounding_and_leave_the_weights_wide(tokens: Tensor) -> None:
+    wide, narrow = (byte_gpt(SHAPE, 0, narrow) for narrow in (False, True))
+    full, rounded = wide(tokens, tokens), narrow(tokens, tokens)
+    assert rounded.dtype == torch.float32
+    assert 0 < abs(float(full.detach() - rounded.detach())) < 0.02
+    rounded.backward()
+    assert {p.dtype for p in narrow.parameters()} | {
+        p.grad.dtype for p in narrow.parameters() if p.grad is not None
+    } == {torch.float32}
+
+
+def test_a_precision_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, got 'half'"):
+        LanguageModelling(precision="half")
 
 
 def test_the_start_is_the_same_for_a_seed_whatever_ran_before() -> None:
