@@ -105,7 +105,8 @@ def test_narrow_products_change_the_loss_by_their_rounding_and_leave_the_weights
     rounded.backward()
     for parameter in narrow.parameters():
         assert parameter.dtype == torch.float32
-        assert parameter.grad is not None and parameter.grad.dtype == torch.float32
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
 
 
 def test_a_precision_that_there_is_not_is_refused() -> None:
