@@ -83,7 +83,7 @@ class SCAO(KroneckerOptimizer):
         min_precond_updates: gradients the momentum must have seen before the second phase.
         precond_freq: steps between two refreshes of U.
         k_min: least number of directions in use.
-        k_max: directions tracked.
+        k_max: directions tracked of a side that is longer than `k_exact`.
         k_exact: sides up to this length are whitened whole.
         epsilon_sparse: share of the excess spectral mass that the directions in use may leave out; 0 keeps all that
             stand above the rest.
