@@ -13,8 +13,8 @@ from scao_hf.finetune.recipes import load_recipe
 if TYPE_CHECKING:
     from scao_hf.finetune.comparison.contest import Spectator
     from scao_hf.finetune.comparison.outcome import Outcome
+    from scao_hf.finetune.outcome import FinetuneReport
     from scao_hf.finetune.planning.outcome import Plan
-    from scao_hf.finetune.run import FinetuneReport
 
 
 def plan(recipe: str | Recipe, *overrides: str, probe: bool = False, observer: Observer | None = None) -> Plan:

@@ -31,5 +31,24 @@ def footprint(model: torch.nn.Module, optimizer_bytes: int, device: torch.device
     }
 
 
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """Trainable parameters and all parameters; a quantized matrix counts its original elements."""
+    sizes = [(parameter, _elements(parameter)) for parameter in model.parameters()]
+    return sum(size for parameter, size in sizes if parameter.requires_grad), sum(size for _, size in sizes)
+
+
+def _elements(parameter: torch.Tensor) -> int:
+    # bitsandbytes packs two 4-bit values into a byte and keeps the shape they had.
+    quantized = getattr(parameter, "quant_state", None)
+    return parameter.numel() if quantized is None else int(quantized.shape.numel())
+
+
+def state_bytes(optimizer: Any) -> int:
+    """Bytes of all tensors in an optimizer's state; a view counts its own elements."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    held = (value for state in optimizer.state.values() for value in state.values())
+    return sum(_bytes(value) for value in held if isinstance(value, torch.Tensor))
+
+
 def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()

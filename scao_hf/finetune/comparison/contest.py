@@ -168,7 +168,7 @@ class _Contest:
         self.made = 0
 
     def outcome(self) -> Outcome:
-        from scao_hf.finetune.run import answers
+        from scao_hf.finetune.failures import answers
 
         self._read_recipes()
         self._open_folder()
@@ -204,7 +204,7 @@ class _Contest:
         self.recipe = self.recipes[request.optimizers[0]]
         for notice in self.recipe.notices:
             self.spectator.notice(notice)
-        self.plan = _plan(request, own.training.get("learning_rate"), int(own.training.get("seed", 42)))
+        self.plan = _plan(request, own.training.get("learning_rate"), own.seed)
 
     def _open_folder(self) -> None:
         from scao_hf.finetune import settings

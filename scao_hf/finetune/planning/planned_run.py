@@ -19,7 +19,7 @@ from scao_hf.finetune.planning import memory
 from scao_hf.finetune.planning.cautions import cautions
 from scao_hf.finetune.planning.disk import disk_use
 from scao_hf.finetune.planning.outcome import Disk, Memory, Plan, Tokens
-from scao_hf.finetune.run import _Run
+from scao_hf.finetune.stages import Stages
 from scao_hf.finetune.trainer import GuardedTrainer
 from scao_hf.hf.options import OPTIMIZERS, option_defaults
 
@@ -31,8 +31,10 @@ class _ShapesTrainer(GuardedTrainer):
         return
 
 
-class PlannedRun(_Run):
+class PlannedRun(Stages):
     """The stages of a run as far as they need no weights; `plan` goes through them and counts."""
+
+    trainer_class = _ShapesTrainer
 
     def __init__(self, recipe: Recipe, observer: Observer, output_dir: Any) -> None:
         super().__init__(recipe, observer, output_dir)
@@ -46,14 +48,14 @@ class PlannedRun(_Run):
             message = "a plan counts all rows, and with data.streaming nobody knows them before they were trained on"
             hint = "plan with data.streaming=false data.max_samples=1000"
             raise FinetuneError("config.invalid-value", message, hint)
-        self._load_light()
-        self._load_weights()
-        self._build_trainer()
+        self.load_inputs()
+        self.load_weights()
+        self.build_trainer()
         if self.recipe.quantization is not None:
             assert self.trainer.model is not None
             memory.cast_adapter(self.trainer.model)
         self.observer.stage("counting bytes")
-        info, tokens, disk = self._info(), self._tokens(), self._disk()
+        info, tokens, disk = self.info(), self._tokens(), self._disk()
         used = self._memory(tokens)  # the last one, as it may change the dtype of the shapes
         return Plan(
             info=info,
@@ -67,12 +69,9 @@ class PlannedRun(_Run):
             probe=None,
         )
 
-    def _load_weights(self) -> None:
+    def load_weights(self) -> None:
         self.observer.stage("laying out the model")
         self.model = models.shapes_only(self.recipe, self.config, self.device)
-
-    def _trainer_class(self) -> type[GuardedTrainer]:
-        return _ShapesTrainer
 
     def _tokens(self) -> Tokens:
         compute = pyarrow.compute
@@ -115,7 +114,7 @@ class PlannedRun(_Run):
         assert shapes is not None
         saved = memory.trainable_bytes(shapes) if self.recipe.lora is not None else memory.weight_bytes(shapes, None)
         rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        state, rows = memory.optimizer_bytes(args, shapes), self._info().train_rows
+        state, rows = memory.optimizer_bytes(args, shapes), self.info().train_rows
         assert rows is not None, "a stream has no plan"
         return disk_use(
             args,

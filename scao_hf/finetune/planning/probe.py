@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,11 @@ from transformers import TrainerCallback
 
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.devices import peak_bytes
+from scao_hf.finetune.footprint import state_bytes
 from scao_hf.finetune.observer import Observer
 from scao_hf.finetune.planning.outcome import Plan, Probe
-from scao_hf.finetune.quiet import quiet
-from scao_hf.finetune.run import _MIXED_PRECISION, _release_memory, _restored, _Run, answers, state_bytes
+from scao_hf.finetune.stages import Stages
+from scao_hf.finetune.surroundings import passing
 from scao_hf.hf.options import OPTIMIZERS, option_defaults
 
 STEPS = 2
@@ -31,16 +31,11 @@ def probe_run(recipe: Recipe, observer: Observer, planned: Plan) -> Probe:
     Raises:
         FinetuneError: as `finetune`.
     """
-    try:
-        with tempfile.TemporaryDirectory(prefix="scao-finetune-") as name:
-            folder = Path(name)
-            with quiet(), _restored(_MIXED_PRECISION), answers(folder):
-                return _ProbedRun(recipe, observer, folder).probe(planned)
-    finally:
-        _release_memory()
+    with passing() as folder:
+        return _ProbedRun(recipe, observer, folder).probe(planned)
 
 
-class _ProbedRun(_Run):
+class _ProbedRun(Stages):
     """A run of `STEPS` steps without evaluation, checkpoints or reporters."""
 
     def __init__(self, recipe: Recipe, observer: Observer, output_dir: Path) -> None:
@@ -48,10 +43,10 @@ class _ProbedRun(_Run):
         self.recipe = _shortened(recipe, output_dir)
 
     def probe(self, planned: Plan) -> Probe:
-        self._load_light()
+        self.load_inputs()
         watch = _Watch(self.device)
-        self._load_weights()
-        self._build_trainer()
+        self.load_weights()
+        self.build_trainer()
         trainer = self.trainer
         trainer.train_dataset = longest_rows(trainer.train_dataset, planned.info.rows_per_step * STEPS)
         trainer.add_callback(watch)
