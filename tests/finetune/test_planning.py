@@ -43,11 +43,43 @@ def test_the_optimizer_takes_the_bytes_that_the_plan_says(recipe_file: Path, ove
     assert 0 <= saved - told.disk.saved < 8192  # The file's header.
 
 
-def test_a_stream_has_no_plan_and_is_told_what_has(planned: Callable[..., Plan]) -> None:
-    with pytest.raises(FinetuneError, match="nobody knows them before") as caught:
-        planned("data.streaming=true", "training.max_steps=5", "data.test_split_size=2")
-    assert caught.value.exit_code == 2
-    assert caught.value.hint == "plan with data.streaming=false data.max_samples=1000"
+def test_a_stream_is_planned_from_its_start(planned: Callable[..., Plan], rows_file: Callable[..., Path]) -> None:
+    # In bytes and an end: the 20 first rows have 3 tokens, those after them 9.
+    path = rows_file([{"text": "x" * (2 if number < 24 else 8)} for number in range(40)], "stream.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scao_hf.finetune.planning.sampled.SAMPLED", 20)
+        told = planned("data.streaming=true", f"data.path={path}", "data.loss_on=all", "training.max_steps=5")
+    assert (told.info.train_rows, told.info.epochs, told.info.eval_rows, told.info.total_steps) == (None, None, 4, 5)
+    tokens = told.tokens
+    assert (tokens.rows, tokens.sampled, tokens.longest, tokens.total) == (20, True, 3, 60)
+    assert told.run_tokens == 5 * 4 * 3
+    assert told.info.funnel == {"read of the stream": 20, "after max_length": 20}
+    lines = dict(rows(told))
+    assert "of the first 20 rows of the stream, by which the run has about 60" in lines["tokens"]
+    assert lines["steps"].startswith("5 of 4 rows · training.max_steps · ")
+    assert told.to_dict()["run_tokens"] == 60
+    (caution,) = [one for one in told.cautions if one.code == "sample"]
+    assert caution.message == ("the longest of 20 rows has 3 tokens: one of data.max_length=64 takes more memory")
+    assert caution.hint == "data.max_length=3 cuts it"
+
+
+def test_a_short_stream_is_planned_whole(planned: Callable[..., Plan]) -> None:
+    given = ("training.max_steps=5", "training.save_strategy=epoch")
+    told, counted = planned("data.streaming=true", *given), planned("data.test_split_size=4", *given)
+    assert (told.tokens.rows, told.tokens.sampled) == (counted.tokens.rows, False)
+    assert told.info.train_rows is None
+    assert told.disk.checkpoints == counted.disk.checkpoints == 1
+    assert "sample" not in [one.code for one in told.cautions]
+
+
+def test_a_bad_row_in_the_planned_part_of_a_stream_is_told_with_its_place(
+    planned: Callable[..., Plan], rows_file: Callable[..., Path]
+) -> None:
+    # Behind the rows that are read for the format.
+    path = rows_file([*({"text": "good"} for _ in range(200)), {"text": 5}], "stream.jsonl")
+    with pytest.raises(FinetuneError, match=r"stream\.jsonl:201: column 'text' must be text") as caught:
+        planned("data.streaming=true", f"data.path={path}")
+    assert caught.value.code == "data.wrong-type"
 
 
 def test_a_plan_needs_no_weights_and_writes_nothing(
@@ -110,8 +142,16 @@ def test_a_probe_measures_real_steps_and_keeps_nothing(recipe_file: Path, planne
     assert told.probe.optimizer_bytes == told.memory.optimizer
     assert told.probe.step_seconds > 0
     tokens = told.tokens.total / told.info.train_rows * told.info.rows_per_step * told.info.total_steps
+    assert told.run_tokens == pytest.approx(tokens)
     assert told.probe.run_seconds == pytest.approx(tokens / told.probe.tokens_per_second)
     assert not (recipe_file.parent / "run").exists()
+
+
+def test_a_stream_is_probed_on_its_longest_rows(planned: Callable[..., Plan]) -> None:
+    told = planned("data.streaming=true", probe=True)
+    assert told.probe is not None
+    assert told.probe.optimizer_bytes == told.memory.optimizer
+    assert told.probe.run_seconds == pytest.approx(told.run_tokens / told.probe.tokens_per_second)
 
 
 def test_a_probe_takes_the_longest_rows() -> None:

@@ -15,6 +15,10 @@ from scao_hf.finetune.tables import html_table
 class Tokens:
     """Lengths of the training rows, as they will be given to the model, in tokens."""
 
+    rows: int
+    """Rows that these figures are of."""
+    sampled: bool
+    """Whether they are the first rows of a stream, which has more."""
     median: int
     percentile_95: int
     longest: int
@@ -27,6 +31,10 @@ class Tokens:
     @property
     def supervised_share(self) -> float:
         return self.supervised / max(1, self.total)
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(1, self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +117,11 @@ class Plan:
     probe: Probe | None
 
     @property
+    def run_tokens(self) -> float:
+        """Tokens that all steps of the run are given, if its rows are as long as these on the whole."""
+        return self.info.total_steps * self.info.rows_per_step * self.tokens.mean
+
+    @property
     def preconditioned_from(self) -> int | None:
         """The first step that is preconditioned; None if none will be."""
         first = self.info.adam_steps
@@ -120,7 +133,7 @@ class Plan:
         values["memory"]["total"] = self.memory.total
         values["disk"]["total"] = self.disk.total
         values["tokens"]["supervised_share"] = self.tokens.supervised_share
-        return values | {"preconditioned_from": self.preconditioned_from}
+        return values | {"preconditioned_from": self.preconditioned_from, "run_tokens": self.run_tokens}
 
     def __str__(self) -> str:
         from scao_hf.finetune.planning.rows import rows

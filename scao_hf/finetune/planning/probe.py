@@ -17,6 +17,7 @@ from scao_hf.finetune.devices import peak_bytes
 from scao_hf.finetune.footprint import state_bytes
 from scao_hf.finetune.observer import Observer
 from scao_hf.finetune.planning.outcome import Plan, Probe
+from scao_hf.finetune.planning.sampled import start_of_stream
 from scao_hf.finetune.stages import Stages
 from scao_hf.finetune.surroundings import passing
 from scao_hf.hf.options import OPTIMIZERS, option_defaults
@@ -42,6 +43,11 @@ class _ProbedRun(Stages):
         super().__init__(recipe, observer, output_dir)
         self.recipe = _shortened(recipe, output_dir)
 
+    def load_inputs(self) -> None:
+        super().load_inputs()
+        if self.rows.stream is not None:
+            self.rows, _ = start_of_stream(self.rows)
+
     def probe(self, planned: Plan) -> Probe:
         self.load_inputs()
         watch = _Watch(self.device)
@@ -54,14 +60,11 @@ class _ProbedRun(Stages):
         trainer.train()
         tokens = trainer._total_train_tokens / STEPS
         pace = tokens / watch.seconds[-1]
-        rows = planned.info.total_steps * planned.info.rows_per_step
-        assert planned.info.train_rows is not None, "a stream has no plan"
-        per_row = planned.tokens.total / planned.info.train_rows
         return Probe(
             steps=STEPS,
             step_seconds=watch.seconds[-1],
             tokens_per_second=pace,
-            run_seconds=rows * per_row / pace,
+            run_seconds=planned.run_tokens / pace,
             peak_bytes=watch.peak(),
             optimizer_bytes=state_bytes(trainer.optimizer),
         )
