@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scao_hf.finetune import model, resume, settings
 from scao_hf.finetune.config import Recipe
+from scao_hf.finetune.devices import Gauge, available_bytes
 from scao_hf.finetune.errors import FinetuneError, Interrupted
 from scao_hf.finetune.failures import translated
 from scao_hf.finetune.footprint import footprint, parameter_counts, state_bytes
@@ -15,6 +16,10 @@ from scao_hf.finetune.layers import LayerRecorder
 from scao_hf.finetune.layout import ADAPTER, MODEL
 from scao_hf.finetune.observer import Observer
 from scao_hf.finetune.outcome import FinetuneReport
+from scao_hf.finetune.planning.memory import memory_of
+from scao_hf.finetune.planning.outcome import Memory
+from scao_hf.finetune.planning.shapes import shapes_of
+from scao_hf.finetune.preflight import longest_row
 from scao_hf.finetune.progress import Reporter
 from scao_hf.finetune.recipes import resolved_yaml
 from scao_hf.finetune.record import Earlier, RunRecord, versions
@@ -53,19 +58,32 @@ class KeptRun(Stages):
         except BaseException as error:
             record.fail(self._named(error))
             raise
-        record.add({"memory": self._footprint()})
+        assert self.trainer.model is not None
+        record.add({"memory": footprint(self.trainer.model, state_bytes(self.trainer.optimizer), self.gauge)})
         record.finish(report.to_dict())
         if is_first_process():
             write_card(open_run(self.output_dir))
         return report
 
+    def load_weights(self) -> None:
+        self.gauge, self.available = Gauge(self.device), available_bytes(self.device)
+        super().load_weights()
+
     def build_trainer(self) -> None:
         super().build_trainer()
         self.start = adapter_start(self.recipe, self.trainer.model)
+        self.memory_plan = self._plan_memory() if is_first_process() else None
 
-    def _footprint(self) -> dict[str, Any]:
-        assert self.trainer.model is not None
-        return footprint(self.trainer.model, state_bytes(self.trainer.optimizer), self.trainer.args.device)
+    def _plan_memory(self) -> Memory | None:
+        """What `plan` says of the memory; None for a model that cannot be laid out without any, which is told."""
+        trained, longest = self.trainer.model, longest_row(self.trainer.train_dataset)
+        try:
+            shapes = shapes_of(trained, self.recipe, self.config, self.device)
+            return memory_of(self.recipe, self.trainer.args, shapes, longest, self.device, self.available)
+        # The run can do without it, whatever went wrong in the code of a model.
+        except Exception as error:
+            self.observer.notice(f"the memory was not planned: {type(error).__name__}: {error}")
+            return None
 
     def _named(self, error: BaseException) -> BaseException:
         """The error as it will leave `finetune`, for run.json."""
@@ -114,6 +132,7 @@ class KeptRun(Stages):
                 "conversational": self.rows.conversational,
             },
             "run": asdict(info),
+            "memory_plan": None if self.memory_plan is None else self.memory_plan.to_dict(),
         }
         resolved = resolved_yaml(self._resolved())
         record = RunRecord(self.output_dir, facts, resolved, is_first_process(), self._earlier())

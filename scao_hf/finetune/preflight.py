@@ -57,6 +57,12 @@ def _known_rows(dataset: Any) -> Any:
     return Dataset.from_list(list(itertools.islice(dataset, _FIRST_OF_A_STREAM)))
 
 
+def longest_row(dataset: Any) -> int:
+    """Tokens of the longest tokenized row; of a stream, of the longest of the first."""
+    lengths = pyarrow.compute.list_value_length(_known_rows(dataset).with_format("arrow")[:].column("input_ids"))
+    return int(pyarrow.compute.max(lengths).as_py())
+
+
 def _check_rows(dataset: Any, name: str, recipe: Recipe, model: Any, funnel: dict[str, int]) -> float:
     """The share of the tokens that the loss counts, if nothing is wrong with the rows."""
     if len(dataset) == 0:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from scao_hf.finetune.errors import FinetuneError
+from scao_hf.finetune.observer import Observer
 from scao_hf.finetune.planning import memory
 from scao_hf.finetune.planning.cautions import cautions
 from scao_hf.finetune.planning.disk import disk_use
@@ -30,9 +31,22 @@ def planned(recipe_file: Path) -> Callable[..., Plan]:
     return lambda *overrides, **options: plan(load_recipe(str(recipe_file), overrides), **options)
 
 
-@pytest.mark.parametrize("overrides", [(), ("lora=null",), ("optim=adamw_torch",), ("lora=null", "optim=adamw_torch")])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("scao.k_max=8",),
+        ("lora=null", "scao.k_max=8"),
+        ("scao.state_dtype=bfloat16",),
+        ("lora=null", "scao.state_dtype=int8"),
+        ("optim=adamw_torch",),
+        ("lora=null", "optim=adamw_torch"),
+        ("optim=soap", "scao=null"),
+        ("lora=null", "optim=soap", "scao=null"),
+    ],
+    ids=" ".join,
+)
 def test_the_optimizer_takes_the_bytes_that_the_plan_says(recipe_file: Path, overrides: tuple[str, ...]) -> None:
-    recipe = load_recipe(str(recipe_file), [*overrides, "scao.k_max=8"])
+    recipe = load_recipe(str(recipe_file), overrides)
     told = plan(recipe)
     report = finetune(recipe)
     assert told.memory.optimizer == report.optimizer_state_bytes
@@ -41,6 +55,39 @@ def test_the_optimizer_takes_the_bytes_that_the_plan_says(recipe_file: Path, ove
     assert told.info.total_steps == report.steps
     saved = sum(file.stat().st_size for file in report.saved_dir.glob("*.safetensors"))
     assert 0 <= saved - told.disk.saved < 8192  # The file's header.
+    # The run has planned the same by itself, and found what can be counted.
+    noted = json.loads((report.output_dir / "run.json").read_text(encoding="utf-8"))
+    free = {"available": noted["memory_plan"]["available"]}
+    assert noted["memory_plan"] == {**told.memory.to_dict(), **free}
+    counted = ("weights", "gradients", "optimizer")
+    assert [noted["memory"][part] for part in counted] == [noted["memory_plan"][part] for part in counted]
+
+
+def test_a_model_that_cannot_be_laid_out_is_trained_all_the_same(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no shapes without values")
+
+    class Heard(Observer):
+        notices: ClassVar[list[str]] = []
+
+        def notice(self, text: str) -> None:
+            self.notices.append(text)
+
+    monkeypatch.setattr("scao_hf.finetune.kept_run.shapes_of", refuse)
+    report = finetune(load_recipe(str(recipe_file)), Heard())
+    assert "the memory was not planned: RuntimeError: no shapes without values" in Heard.notices
+    noted = json.loads((report.output_dir / "run.json").read_text(encoding="utf-8"))
+    assert (noted["status"], noted["memory_plan"]) == ("finished", None)
+
+
+def test_planning_its_memory_changes_nothing_of_a_run(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["lora.lora_dropout=0.3", "lora.init_lora_weights=pissa"]
+    planned_run = finetune(load_recipe(str(recipe_file), given))
+    monkeypatch.setattr("scao_hf.finetune.kept_run.KeptRun._plan_memory", lambda self: None)
+    plain = finetune(load_recipe(str(recipe_file), given), overwrite=True)
+    assert planned_run.final_eval_loss == plain.final_eval_loss
 
 
 def test_a_stream_is_planned_from_its_start(planned: Callable[..., Plan], rows_file: Callable[..., Path]) -> None:
@@ -152,6 +199,16 @@ def test_a_stream_is_probed_on_its_longest_rows(planned: Callable[..., Plan]) ->
     assert told.probe is not None
     assert told.probe.optimizer_bytes == told.memory.optimizer
     assert told.probe.run_seconds == pytest.approx(told.run_tokens / told.probe.tokens_per_second)
+
+
+def test_a_peak_that_an_earlier_one_hides_is_not_told(planned: Callable[..., Plan]) -> None:
+    held = bytearray(b"1" * (256 << 20))
+    assert len(held) > 0
+    del held
+    told = planned(probe=True)
+    assert told.probe is not None
+    assert told.probe.peak_bytes is None
+    assert "peak not known (estimate " in dict(rows(told))["probe"]
 
 
 def test_a_probe_takes_the_longest_rows() -> None:

@@ -60,6 +60,10 @@ class Memory:
         state = self.adamw if self.optimizer is None else self.optimizer
         return self.weights + self.gradients + state + (self.activations or 0)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return asdict(self) | {"total": self.total}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
@@ -96,8 +100,9 @@ class Probe:
     tokens_per_second: float
     run_seconds: float
     """All steps of the run at that pace, evaluation and saving left out."""
-    peak_bytes: int
-    """Peak of the allocator on an accelerator; on a CPU, growth of the process from before the weights to its peak."""
+    peak_bytes: int | None
+    """Peak of the allocator on an accelerator; on a CPU, growth of the process from before the weights to its peak, and
+    None where it had been larger before."""
     optimizer_bytes: int
 
 
@@ -130,7 +135,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values, for JSON."""
         values = _plain(asdict(self))
-        values["memory"]["total"] = self.memory.total
+        values["memory"] = self.memory.to_dict()
         values["disk"]["total"] = self.disk.total
         values["tokens"]["supervised_share"] = self.tokens.supervised_share
         return values | {"preconditioned_from": self.preconditioned_from, "run_tokens": self.run_tokens}

@@ -13,11 +13,12 @@ from scao_hf.finetune import model as models
 from scao_hf.finetune import preflight, settings
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.devices import available_bytes
+from scao_hf.finetune.footprint import trainable_bytes
 from scao_hf.finetune.observer import Observer
 from scao_hf.finetune.planning import memory
 from scao_hf.finetune.planning.cautions import cautions
 from scao_hf.finetune.planning.disk import disk_use
-from scao_hf.finetune.planning.outcome import Disk, Memory, Plan, Tokens
+from scao_hf.finetune.planning.outcome import Disk, Plan, Tokens
 from scao_hf.finetune.planning.sampled import start_of_stream
 from scao_hf.finetune.stages import Stages
 from scao_hf.finetune.trainer import GuardedTrainer
@@ -53,7 +54,15 @@ class PlannedRun(Stages):
         self.observer.stage("counting bytes")
         info, tokens = self.info(), self._tokens()
         disk = self._disk(tokens)
-        used = self._memory(tokens)  # the last one, as it may change the dtype of the shapes
+        # The last one, as it may change the dtype of the shapes.
+        used = memory.memory_of(
+            self.recipe,
+            self.trainer.args,
+            self.trainer.model,
+            tokens.longest,
+            self.device,
+            available_bytes(self.device),
+        )
         return Plan(
             info=info,
             tokens=tokens,
@@ -100,29 +109,10 @@ class PlannedRun(Stages):
             full_rows=int(full),
         )
 
-    def _memory(self, tokens: Tokens) -> Memory:
-        args, shapes, quantization = self.trainer.args, self.trainer.model, self.recipe.quantization
-        assert shapes is not None
-        return Memory(
-            weights=memory.weight_bytes(shapes, quantization),
-            gradients=memory.trainable_bytes(shapes),
-            optimizer=memory.optimizer_bytes(args, shapes),
-            adamw=memory.adamw_bytes(shapes),
-            device=str(self.device),
-            available=available_bytes(self.device),
-            activations=memory.activation_bytes(
-                shapes,
-                args.per_device_train_batch_size,
-                tokens.longest,
-                checkpointing=bool(settings.checkpoints_activations(args)),
-                autocast=bool(args.bf16),
-            ),
-        )
-
     def _disk(self, tokens: Tokens) -> Disk:
         args, shapes = self.trainer.args, self.trainer.model
         assert shapes is not None
-        saved = memory.trainable_bytes(shapes) if self.recipe.lora is not None else memory.weight_bytes(shapes, None)
+        saved = trainable_bytes(shapes) if self.recipe.lora is not None else memory.weight_bytes(shapes, None)
         rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         state = memory.optimizer_bytes(args, shapes)
         return disk_use(

@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.compute
 import torch
 from transformers import TrainerCallback
 
 from scao_hf.finetune.config import Recipe
-from scao_hf.finetune.devices import peak_bytes
+from scao_hf.finetune.devices import Gauge
 from scao_hf.finetune.footprint import state_bytes
 from scao_hf.finetune.observer import Observer
 from scao_hf.finetune.planning.outcome import Plan, Probe
@@ -50,7 +49,7 @@ class _ProbedRun(Stages):
 
     def probe(self, planned: Plan) -> Probe:
         self.load_inputs()
-        watch = _Watch(self.device)
+        gauge, watch = Gauge(self.device), _Watch(self.device)
         self.load_weights()
         self.build_trainer()
         trainer = self.trainer
@@ -65,7 +64,7 @@ class _ProbedRun(Stages):
             step_seconds=watch.seconds[-1],
             tokens_per_second=pace,
             run_seconds=planned.run_tokens / pace,
-            peak_bytes=watch.peak(),
+            peak_bytes=gauge.peak(),
             optimizer_bytes=state_bytes(trainer.optimizer),
         )
 
@@ -95,25 +94,18 @@ def _shortened(recipe: Recipe, output_dir: Path) -> Recipe:
 
 
 class _Watch(TrainerCallback):
-    """Seconds of every step and the peak of memory, from its construction on."""
+    """Seconds of every step."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: list[float] = []
         self._began = 0.0
-        self._before = psutil.Process().memory_info().rss
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._began = self._now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.seconds.append(self._now() - self._began)
-
-    def peak(self) -> int:
-        highest = peak_bytes(self.device)
-        return max(0, highest - self._before) if self.device.type == "cpu" else highest
 
     def _now(self) -> float:
         if self.device.type != "cpu":

@@ -105,11 +105,12 @@ def _probe(plan: Plan) -> str:
     probe = plan.probe
     if probe is None:
         return "not made: --probe runs real steps and measures seconds and memory"
+    peak = "not known" if probe.peak_bytes is None else byte_size(probe.peak_bytes)
     return DOT.join(
         [
             f"{probe.step_seconds:.3g} s a step on the longest rows, {count(probe.tokens_per_second)} tokens/s",
             f"the run takes about {duration(probe.run_seconds)}",
-            f"peak {byte_size(probe.peak_bytes)} (estimate {byte_size(plan.memory.total)})",
+            f"peak {peak} (estimate {byte_size(plan.memory.total)})",
             f"optimizer {byte_size(probe.optimizer_bytes)}",
         ]
     )
