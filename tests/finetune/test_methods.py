@@ -138,6 +138,7 @@ def test_quantized_layers_compute_in_the_dtype_of_the_weights(monkeypatch: pytes
     from scao_hf.finetune import model
 
     monkeypatch.setattr(model.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.49.0")  # Which older transformers ask for.
     given = model._quantization({"load_in_4bit": True}, torch.device("cpu"), torch.bfloat16)
     assert given["quantization_config"].bnb_4bit_compute_dtype is torch.bfloat16
     asked = model._quantization(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +119,7 @@ def activation_bytes(model: Any, rows: int, length: int, *, checkpointing: bool,
     count = _Count(model)
     ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
     try:
-        with _attention_without_values(model), count.counting():
+        with _autocast_without_device(), _attention_without_values(model), count.counting():
             model(input_ids=ids, labels=ids, use_cache=False)
     except RuntimeError:  # What torch raises where a meta tensor's values are asked for.
         return None
@@ -227,6 +228,18 @@ def _attention_without_values(model: Any) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+@contextlib.contextmanager
+def _autocast_without_device() -> Iterator[None]:
+    """Within it, autocast can be switched off for the meta device, as models in transformers before 5 do."""
+    autocast: Any = torch.autocast
+
+    def without_meta(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        return autocast("cpu" if device_type == "meta" else device_type, *args, **kwargs)
+
+    with mock.patch.object(torch, "autocast", without_meta):
+        yield
 
 
 def _quantized(model: Any) -> Iterator[Tensor]:
