@@ -47,7 +47,8 @@ def compare(
         typer.Option(
             "--optim",
             metavar="NAME",
-            help="An optimizer, as training.optim takes it; twice or more. Differences are told of the first.",
+            help="An optimizer, as training.optim takes it; twice or more, the first against the others. "
+            "By default scao and adamw_torch.",
             show_default=False,
         ),
     ] = None,
@@ -117,11 +118,13 @@ def compare(
 
     Examples:
 
-      scao-finetune compare lora-sft -m Qwen/Qwen3-0.6B -d data.jsonl --optim scao --optim adamw_torch
+      scao-finetune compare compare-adamw-scao
+
+      scao-finetune compare lora-sft -m Qwen/Qwen3-0.6B -d data.jsonl
 
       scao-finetune compare mine.yaml --optim scao --optim soap --assert "scao.eval_loss <= 1.01 * soap.eval_loss"
     """
-    from scao_hf.finetune.comparison.contest import Request, hold
+    from scao_hf.finetune.comparison.contest import OPTIMIZERS, Request, hold
 
     from .compare_progress import CompareProgress
     from .compare_result import print_outcome, print_unmet, unmet
@@ -130,7 +133,7 @@ def compare(
     request = Request(
         recipe=recipe,
         overrides=settings,
-        optimizers=optimizers or [],
+        optimizers=optimizers or OPTIMIZERS,
         rates=learning_rates(rates),
         trials=trials,
         seeds=seeds,

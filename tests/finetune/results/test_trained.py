@@ -128,7 +128,16 @@ def test_a_run_that_held_nothing_out_asks_for_data(lora_run: RunFolder, tmp_path
 # Merging
 
 
-@pytest.mark.parametrize("kind", ["lora.lora_alpha=8", "lora.use_dora=true", "lora.use_rslora=true"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "lora.lora_alpha=8",
+        "lora.use_dora=true",
+        "lora.use_rslora=true",
+        "lora.init_lora_weights=pissa",
+        "lora.init_lora_weights=olora",
+    ],
+)
 def test_a_merged_model_has_the_loss_of_its_run_and_needs_neither_peft_nor_the_base(
     kind: str, train: Callable[..., RunFolder], chats_file: Path, tmp_path: Path
 ) -> None:
