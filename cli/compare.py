@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .completion import complete_recipe
 from .documents import print_document
-from .options import AsJson, Data, Debug, Model, Offline, Overrides, Quiet, as_override, go_offline, joined
+from .options import AsJson, Data, Debug, MaxSteps, Model, Offline, Overrides, Quiet, RecipeName, given
 
 PROTOCOL = "Protocol"
 
@@ -41,22 +40,15 @@ def typed(context: typer.Context) -> str:
 
 def compare(
     context: typer.Context,
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE",
-            help="A recipe's name (see `recipes list`) or a YAML file; it must hold rows out.",
-            autocompletion=complete_recipe,
-            show_default=False,
-        ),
-    ],
+    recipe: RecipeName,
     overrides: Overrides = None,
     optimizers: Annotated[
         list[str] | None,
         typer.Option(
             "--optim",
             metavar="NAME",
-            help="An optimizer, as training.optim takes it; twice or more. Differences are told of the first.",
+            help="An optimizer, as training.optim takes it; twice or more, the first against the others. "
+            "By default scao and adamw_torch.",
             show_default=False,
         ),
     ] = None,
@@ -111,9 +103,7 @@ def compare(
         Path | None,
         typer.Option("--output-dir", "-o", help="Folder of runs and report; by default the recipe's with -compare."),
     ] = None,
-    max_steps: Annotated[
-        int | None, typer.Option("--max-steps", min=1, metavar="N", help="Stop every run after so many steps.")
-    ] = None,
+    max_steps: MaxSteps = None,
     offline: Offline = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -122,32 +112,28 @@ def compare(
     """Compare optimizers on a recipe and your data: the same chance for each, several seeds, a report.
 
     Every optimizer gets the same number of learning rates to try, with a seed that the final runs do not use; then its
-    best rate runs with each of the other seeds. All runs see the same batches and held-out rows, which is checked.
-    Metrics are kept, adapters and models are not. After a Ctrl-C, the same command goes on where it was.
+    best rate runs with each of the other seeds. All runs see the same batches and held-out rows, which is checked, so
+    the recipe must hold rows out. Metrics are kept, adapters and models are not. After a Ctrl-C, the same command goes
+    on where it was.
 
     Examples:
 
-      scao-finetune compare lora-sft -m Qwen/Qwen3-0.6B -d data.jsonl --optim scao --optim adamw_torch
+      scao-finetune compare compare-adamw-scao
+
+      scao-finetune compare lora-sft -m Qwen/Qwen3-0.6B -d data.jsonl
 
       scao-finetune compare mine.yaml --optim scao --optim soap --assert "scao.eval_loss <= 1.01 * soap.eval_loss"
     """
-    if offline:
-        go_offline()
-    from scao_hf.finetune.comparison.contest import Request, hold
+    from scao_hf.finetune.comparison.contest import OPTIMIZERS, Request, hold
 
     from .compare_progress import CompareProgress
     from .compare_result import print_outcome, print_unmet, unmet
 
-    given = joined(
-        as_override("model.model_name_or_path", model),
-        as_override("data.path", data),
-        as_override("training.max_steps", max_steps),
-        overrides or [],
-    )
+    settings = given(overrides, model=model, data=data, max_steps=max_steps)
     request = Request(
         recipe=recipe,
-        overrides=given,
-        optimizers=optimizers or [],
+        overrides=settings,
+        optimizers=optimizers or OPTIMIZERS,
         rates=learning_rates(rates),
         trials=trials,
         seeds=seeds,

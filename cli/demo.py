@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, Debug, Overrides, Overwrite, Quiet, as_override, go_offline, joined
+from .options import AsJson, Debug, Overrides, Overwrite, Quiet, given, go_offline
 
 RECIPE = "demo"
 
@@ -34,12 +34,12 @@ def demo(
     from .render import next_after_demo
 
     go_offline()
-    given = joined(as_override("training.output_dir", out), overrides or [])
+    settings = given(overrides, output_dir=out)
     fine_tune(
         RECIPE,
-        given,
+        settings,
         context.obj,
-        overwrite=overwrite or not names_folder(given),
+        overwrite=overwrite or not names_folder(settings),
         as_json=as_json,
         quiet=quiet,
         next_steps=next_after_demo,

@@ -9,7 +9,7 @@ import typer
 from .completion import complete_run
 from .console import say
 from .documents import print_document
-from .options import AsJson, Debug, Offline, Overrides, Quiet, go_offline
+from .options import AsJson, Debug, Offline, Overrides, Quiet
 from .working import working
 
 if TYPE_CHECKING:
@@ -51,8 +51,6 @@ def evaluate(
 
       scao-finetune eval Qwen/Qwen3-0.6B --data unseen.jsonl data.loss_on=all
     """
-    if offline:
-        go_offline()
     from scao_hf.finetune.results.folder import is_run, open_run
 
     run = open_run(target) if is_run(target) else None

@@ -16,7 +16,7 @@ from .progress import progress_for
 from .render import print_report
 
 if TYPE_CHECKING:
-    from scao_hf.finetune.run import FinetuneReport
+    from scao_hf.finetune.outcome import FinetuneReport
 
 
 def fine_tune(

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .completion import complete_recipe
 from .console import say, tell
 from .documents import print_document
-from .options import AsJson, Data, Debug, Model, Offline, Overrides, Quiet, as_override, go_offline, joined
+from .options import AsJson, Data, Debug, Model, Offline, Overrides, Quiet, RecipeName, given
 from .working import working
 
 if TYPE_CHECKING:
@@ -20,15 +19,7 @@ if TYPE_CHECKING:
 
 def lr_find(
     context: typer.Context,
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE",
-            help="A recipe's name (see `recipes list`) or a YAML file.",
-            autocompletion=complete_recipe,
-            show_default=False,
-        ),
-    ],
+    recipe: RecipeName,
     overrides: Overrides = None,
     model: Model = None,
     data: Data = None,
@@ -55,14 +46,12 @@ def lr_find(
     """
     if not 0 < low < high:
         raise typer.BadParameter(f"the rates must be above 0 and grow, got {low:g} to {high:g}", param_hint="'--low'")
-    if offline:
-        go_offline()
-    given = joined(as_override("model.model_name_or_path", model), as_override("data.path", data), overrides or [])
+    settings = given(overrides, model=model, data=data)
     with working(context.obj, quiet=quiet) as progress:
         from scao_hf.finetune.lr_find import Sweep, check_folder, find_rate, write
         from scao_hf.finetune.recipes import load_recipe
 
-        loaded = load_recipe(recipe, given)
+        loaded = load_recipe(recipe, settings)
         folder = output_dir or Path("runs", f"lr-find-{loaded.name}")
         check_folder(folder)
         found = find_rate(loaded, Sweep(low=low, high=high, steps=steps), progress)

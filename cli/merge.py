@@ -46,8 +46,8 @@ def merge(
 
     folder = open_run(run)
     with working(context.obj, quiet=quiet) as progress:
+        from scao_hf.finetune.failures import answers
         from scao_hf.finetune.results.merging import merge as merge_adapter
-        from scao_hf.finetune.run import answers
 
         with answers(out):
             merged = merge_adapter(folder, out, None if dtype is None else dtype.value, progress.stage)

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .completion import complete_recipe
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe's name (see `recipes list`) or a YAML file.",
+        autocompletion=complete_recipe,
+        show_default=False,
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -26,7 +37,7 @@ Data = Annotated[
     str | None,
     typer.Option("--data", "-d", help="Hub id, .jsonl, .json, .csv, .parquet or .txt file, or a directory of such."),
 ]
-Offline = Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")]
+MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, metavar="N", help="Stop after so many steps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.", rich_help_panel="Output")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel="Output")]
 Debug = Annotated[
@@ -38,18 +49,42 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
-def as_override(key: str, value: str | int | Path | None) -> list[str]:
-    """`key=value` for an option that was given, nothing for one that was not; quoted, so that text stays text."""
-    if value is None:
-        return []
-    return [f"{key}={json.dumps(str(value)) if isinstance(value, str | Path) else value}"]
-
-
-def joined(*groups: Iterable[str]) -> list[str]:
-    return [override for group in groups for override in group]
-
-
 def go_offline() -> None:
     """Keep the Hub's libraries off the network; they read these switches when they are imported."""
     for switch in OFFLINE_SWITCHES:
         os.environ[switch] = "1"
+
+
+def _offline(wanted: bool) -> bool:
+    if wanted:
+        go_offline()
+    return wanted
+
+
+Offline = Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.", callback=_offline)]
+
+
+def given(
+    overrides: Sequence[str] | None,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    output_dir: Path | None = None,
+    max_steps: int | None = None,
+    seed: int | None = None,
+) -> list[str]:
+    """The options that were given, then the overrides, as `KEY=VALUE`; of two with one key the last counts."""
+    options = {
+        "model.model_name_or_path": model,
+        "data.path": data,
+        "training.output_dir": output_dir,
+        "training.max_steps": max_steps,
+        "training.seed": seed,
+    }
+    told = [f"{key}={_written(value)}" for key, value in options.items() if value is not None]
+    return [*told, *(overrides or ())]
+
+
+def _written(value: str | int | Path) -> str:
+    """Quoted, so that text stays text."""
+    return json.dumps(str(value)) if isinstance(value, str | Path) else str(value)

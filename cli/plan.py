@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .completion import complete_recipe
 from .console import glyphs_of, say, tell
 from .documents import print_document
 from .invocation import Invocation
-from .options import AsJson, Data, Debug, Model, Offline, Overrides, Quiet, as_override, go_offline, joined
+from .options import AsJson, Data, Debug, MaxSteps, Model, Offline, Overrides, Quiet, RecipeName, given
 from .progress import progress_for
 
 if TYPE_CHECKING:
@@ -22,21 +21,11 @@ if TYPE_CHECKING:
 
 def plan(
     context: typer.Context,
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE",
-            help="A recipe's name (see `recipes list`) or a YAML file.",
-            autocompletion=complete_recipe,
-            show_default=False,
-        ),
-    ],
+    recipe: RecipeName,
     overrides: Overrides = None,
     model: Model = None,
     data: Data = None,
-    max_steps: Annotated[
-        int | None, typer.Option("--max-steps", min=1, metavar="N", help="Stop after so many steps.")
-    ] = None,
+    max_steps: MaxSteps = None,
     probe: Annotated[
         bool, typer.Option("--probe", help="Load the weights and measure two real steps on the longest rows.")
     ] = False,
@@ -56,15 +45,8 @@ def plan(
 
       scao-finetune plan demo --probe
     """
-    if offline:
-        go_offline()
-    given = joined(
-        as_override("model.model_name_or_path", model),
-        as_override("data.path", data),
-        as_override("training.max_steps", max_steps),
-        overrides or [],
-    )
-    show_plan(recipe, given, context.obj, probe=probe, as_json=as_json, quiet=quiet)
+    settings = given(overrides, model=model, data=data, max_steps=max_steps)
+    show_plan(recipe, settings, context.obj, probe=probe, as_json=as_json, quiet=quiet)
 
 
 def show_plan(

@@ -13,7 +13,7 @@ from .completion import complete_recipe
 from .console import console_for, tell
 from .documents import print_document
 from .failures import print_failure
-from .options import AsJson, Data, Debug, Model, Offline, Overrides, Quiet, as_override, go_offline, joined
+from .options import AsJson, Data, Debug, Model, Offline, Overrides, Quiet, given
 
 WITHOUT_RECIPE = "lora-sft"
 HOLDING_NOTHING_OUT = ["data.test_split_size=null", "training.eval_strategy=no"]
@@ -63,18 +63,16 @@ def preview(
         recipe = None
     if recipe is None and data is None:
         raise typer.BadParameter("give a recipe, or data to look at: --data FILE", context)
-    if offline:
-        go_offline()
     from .progress import progress_for
 
     defaults = HOLDING_NOTHING_OUT if recipe is None else []
-    given = joined(as_override("model.model_name_or_path", model), as_override("data.path", data), overrides or [])
+    settings = given(overrides, model=model, data=data)
     with progress_for(context.obj, quiet=quiet) as progress:
         progress.stage("loading torch and transformers")
         from scao_hf.finetune.preview import preview as previewed
         from scao_hf.finetune.recipes import load_recipe
 
-        read = load_recipe(recipe or WITHOUT_RECIPE, [*defaults, *given])
+        read = load_recipe(recipe or WITHOUT_RECIPE, [*defaults, *settings])
         found = previewed(read, progress, samples=samples, rows=rows or None)
     problem = found.problem
     if as_json:

@@ -11,7 +11,7 @@ import typer
 from .completion import complete_packaged_recipe
 from .console import say, tell
 from .documents import print_document
-from .options import AsJson, Data, Debug, Model, Offline, Overrides, Quiet, as_override, go_offline, joined
+from .options import AsJson, Data, Debug, Model, Offline, Overrides, Quiet, given
 from .progress import progress_for
 
 if TYPE_CHECKING:
@@ -99,14 +99,12 @@ def measure_recipe(
 
       scao-finetune recipes measure mine.yaml
     """
-    if offline:
-        go_offline()
-    given = joined(as_override("model.model_name_or_path", model), as_override("data.path", data), overrides or [])
+    settings = given(overrides, model=model, data=data)
     with progress_for(context.obj, quiet=quiet) as progress:
         progress.stage("loading torch and transformers")
         from scao_hf.finetune.measuring import measure
 
-        entry = measure(file, given, progress)
+        entry = measure(file, settings, progress)
     if as_json:
         print_document({"status": "ok", "recipe": file, "measured": entry})
     else:

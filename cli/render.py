@@ -19,7 +19,7 @@ from .console import Glyphs, console_for, glyphs_of, is_terminal, say
 
 if TYPE_CHECKING:
     from scao_hf.finetune.observer import EvalMetrics, RunInfo
-    from scao_hf.finetune.run import FinetuneReport
+    from scao_hf.finetune.outcome import FinetuneReport
 
 PIPE_WIDTH = 120
 NARROWEST = 40

@@ -7,21 +7,12 @@ from typing import Annotated
 
 import typer
 
-from .completion import complete_recipe
-from .options import AsJson, Data, Debug, Model, Offline, Overrides, Overwrite, Quiet, as_override, go_offline, joined
+from .options import AsJson, Data, Debug, MaxSteps, Model, Offline, Overrides, Overwrite, Quiet, RecipeName, given
 
 
 def train(
     context: typer.Context,
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE",
-            help="A recipe's name (see `recipes list`) or a YAML file.",
-            autocompletion=complete_recipe,
-            show_default=False,
-        ),
-    ],
+    recipe: RecipeName,
     overrides: Overrides = None,
     model: Model = None,
     data: Data = None,
@@ -33,9 +24,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what the run will be, as `plan` does; no weights are loaded.")
     ] = False,
-    max_steps: Annotated[
-        int | None, typer.Option("--max-steps", min=1, metavar="N", help="Stop after so many steps.")
-    ] = None,
+    max_steps: MaxSteps = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of everything random.")] = None,
     gpus: Annotated[
         str,
@@ -75,27 +64,20 @@ def train(
     from .launch import launch, stays_on_cpu, wanted_processes
     from .render import next_after_training
 
-    if offline:
-        go_offline()
-    given = joined(
-        as_override("model.model_name_or_path", model),
-        as_override("data.path", data),
-        as_override("training.output_dir", output_dir),
-        as_override("training.max_steps", max_steps),
-        as_override("training.seed", seed),
-        overrides or [],
-    )
+    settings = given(overrides, model=model, data=data, output_dir=output_dir, max_steps=max_steps, seed=seed)
     if dry_run:
         from .plan import show_plan
 
-        show_plan(recipe, given, context.obj, probe=False, as_json=as_json, quiet=quiet)
+        show_plan(recipe, settings, context.obj, probe=False, as_json=as_json, quiet=quiet)
         return 0
     processes = wanted_processes(gpus)
-    if processes > 1 and not stays_on_cpu(recipe, given):
-        return launch(recipe, given, context.obj, processes, overwrite=overwrite or resume or resume_from is not None)
+    if processes > 1 and not stays_on_cpu(recipe, settings):
+        return launch(
+            recipe, settings, context.obj, processes, overwrite=overwrite or resume or resume_from is not None
+        )
     fine_tune(
         recipe,
-        given,
+        settings,
         context.obj,
         overwrite=overwrite,
         resume=resume if resume_from is None else resume_from,

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from scao_hf.finetune.config import Recipe
     from scao_hf.finetune.errors import FinetuneError, Interrupted
     from scao_hf.finetune.observer import Observer
+    from scao_hf.finetune.outcome import FinetuneReport
     from scao_hf.finetune.planning.outcome import Plan
     from scao_hf.finetune.recipes import copy_recipe, load_recipe, recipe_names
-    from scao_hf.finetune.run import FinetuneReport
 
 _HOME_OF = {
     "compare": "scao_hf.finetune.api",
@@ -36,7 +36,7 @@ _HOME_OF = {
     "copy_recipe": "scao_hf.finetune.recipes",
     "load_recipe": "scao_hf.finetune.recipes",
     "recipe_names": "scao_hf.finetune.recipes",
-    "FinetuneReport": "scao_hf.finetune.run",
+    "FinetuneReport": "scao_hf.finetune.outcome",
 }
 
 __all__ = [

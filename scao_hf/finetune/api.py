@@ -13,8 +13,8 @@ from scao_hf.finetune.recipes import load_recipe
 if TYPE_CHECKING:
     from scao_hf.finetune.comparison.contest import Spectator
     from scao_hf.finetune.comparison.outcome import Outcome
+    from scao_hf.finetune.outcome import FinetuneReport
     from scao_hf.finetune.planning.outcome import Plan
-    from scao_hf.finetune.run import FinetuneReport
 
 
 def plan(recipe: str | Recipe, *overrides: str, probe: bool = False, observer: Observer | None = None) -> Plan:
@@ -61,7 +61,7 @@ def train(
 def compare(
     recipe: str,
     *overrides: str,
-    optimizers: Sequence[str] = ("scao", "adamw_torch"),
+    optimizers: Sequence[str] | None = None,
     rates: Sequence[float] | None = None,
     trials: int | None = None,
     seeds: int = 3,
@@ -73,7 +73,8 @@ def compare(
     Args:
         recipe: a recipe's name or file.
         overrides: texts "section.key=value" over it.
-        optimizers: two or more, as training.optim takes them; differences are told of the first.
+        optimizers: two or more, as training.optim takes them, of which differences are told of the first; None is SCAO
+            and AdamW.
         rates: learning rates to begin with; None is half, once and twice the recipe's.
         trials: learning rates to try with each; None is those of `rates` and two more.
         seeds: final runs of each at its best rate.
@@ -83,13 +84,13 @@ def compare(
     Raises:
         FinetuneError: as the command.
     """
-    from scao_hf.finetune.comparison.contest import Request, hold
+    from scao_hf.finetune.comparison.contest import OPTIMIZERS, Request, hold
     from scao_hf.finetune.comparison.report import write
 
     request = Request(
         recipe=recipe,
         overrides=overrides,
-        optimizers=optimizers,
+        optimizers=OPTIMIZERS if optimizers is None else optimizers,
         rates=rates,
         trials=trials,
         seeds=seeds,

@@ -92,3 +92,8 @@ class Recipe:
         """Whether some rows are kept for evaluation."""
         data = self.data
         return any(value is not None for value in (data.test_split_size, data.eval_path, data.eval_split))
+
+    @property
+    def seed(self) -> int:
+        """`training.seed`, or the one that transformers takes."""
+        return int(self.training.get("seed", 42))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from scao_hf.finetune.errors import FinetuneError
+from scao_hf.finetune.errors import FinetuneError, Interrupted
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a quota that is used up, and a file larger than a limit allows."""
@@ -17,6 +18,24 @@ _LESS_MEMORY = (
     "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps; then "
     "training.gradient_checkpointing=true, a smaller data.max_length, a section `lora`"
 )
+
+
+@contextmanager
+def answers(output_dir: Path) -> Iterator[None]:
+    """Turn exceptions of the libraries and of the system that have an answer into errors that state it."""
+    try:
+        yield
+    except FinetuneError:
+        raise
+    except KeyboardInterrupt as error:
+        from scao_hf.finetune.signals import name_of
+
+        raise Interrupted(name_of(error), 0, None) from error
+    except Exception as error:
+        known = translated(error, output_dir)
+        if known is None:
+            raise
+        raise known from error
 
 
 def translated(error: BaseException, output_dir: Path) -> FinetuneError | None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scao_hf.finetune import settings
 from scao_hf.finetune.config import Recipe
@@ -17,10 +14,7 @@ from scao_hf.finetune.errors import FinetuneError
 from scao_hf.finetune.observer import Observer, RunInfo, Silence
 from scao_hf.finetune.record import check_permission, versions
 from scao_hf.finetune.results.history import Points, smoothed
-from scao_hf.finetune.run import _MIXED_PRECISION, _MeasuredRun, _restored, answers
-
-if TYPE_CHECKING:
-    from scao_hf.finetune.trainer import GuardedTrainer
+from scao_hf.finetune.surroundings import passing
 
 RECORD = "lr_find.json"
 FIGURE = "lr_find"
@@ -28,14 +22,6 @@ SPAN = 0.1
 """Of the steps, those that the smoothed loss averages over."""
 GIVE_UP = 1.5
 """The sweep ends where the smoothed loss is so many times the lowest one, which no rate beyond could repair."""
-_QUIET = {
-    "logging_steps": 1,
-    "eval_strategy": "no",
-    "save_strategy": "no",
-    "load_best_model_at_end": False,
-    "warmup_steps": 0,
-    "report_to": "none",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +86,14 @@ def find_rate(recipe: Recipe, sweep: Sweep, observer: Observer | None = None) ->
         FinetuneError: as `finetune`; diverged.loss if the loss was not finite before anything could be learned from it.
         Interrupted: Ctrl-C or SIGTERM.
     """
+    settings.require_complete(recipe)
     observer = Silence() if observer is None else observer
     observer.stage("loading torch and transformers")
-    from scao_hf.finetune.quiet import quiet
+    with passing() as folder:
+        from scao_hf.finetune.sweep_run import SweepRun
 
-    with tempfile.TemporaryDirectory(prefix="scao-finetune-") as name, quiet(), _restored(_MIXED_PRECISION):
-        folder = Path(name)
-        with answers(folder):
-            return _SweepRun(recipe, sweep, observer, folder).found()
+        info, losses = SweepRun(recipe, sweep, observer, folder).losses()
+    return concluded(info, sweep, losses)
 
 
 def concluded(info: RunInfo, sweep: Sweep, losses: Points) -> Found:
@@ -159,79 +145,6 @@ def check_folder(folder: Path) -> None:
         message = f"{folder} exists, and is not the folder of a sweep (no {RECORD})"
         raise FinetuneError("config.output-exists", message, "give another: --output-dir NEW")
     check_permission(folder)
-
-
-class _Left(Exception):
-    """The loss is not finite, or far above what it was."""
-
-
-class _SweepRun(_MeasuredRun):
-    """A run of which only the losses are kept."""
-
-    trainer: Any
-
-    def __init__(self, recipe: Recipe, sweep: Sweep, observer: Observer, folder: Path) -> None:
-        settings.require_complete(recipe)
-        settled: Mapping[str, Any] = {**_QUIET, "max_steps": sweep.steps, "learning_rate": sweep.high}
-        recipe = replace(recipe, training={**recipe.training, **settled})
-        super().__init__(recipe, int(recipe.training.get("seed", 42)), observer, folder)
-        self.sweep = sweep
-
-    def _trainer_class(self) -> type[GuardedTrainer]:
-        return _sweep_trainer(self.sweep)
-
-    def found(self) -> Found:
-        from scao_hf.finetune.progress import Reporter
-        from scao_hf.finetune.record import RunRecord
-
-        self._load_light()
-        self._load_weights()
-        self._build_trainer()
-        info = self._info()
-        self.trainer.add_callback(
-            Reporter(self.trainer, self.observer, RunRecord(self.output_dir, {}, "", writes=False))
-        )
-        self.observer.notice(f"the learning rate grows from {self.sweep.low:g} to {self.sweep.high:g}")
-        with suppress(_Left):
-            self._train()
-        return concluded(info, self.sweep, self.trainer.losses)
-
-
-def _sweep_trainer(sweep: Sweep) -> Any:
-    """The class of a trainer whose learning rate follows the sweep and which stops where the loss leaves."""
-    import torch
-
-    from scao_hf.finetune.trainer import GuardedTrainer
-
-    class SweepTrainer(GuardedTrainer):
-        losses: Points
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self.losses = []
-            super().__init__(*args, **kwargs)
-
-        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-            chosen: Any = self.optimizer if optimizer is None else optimizer
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                chosen, lambda taken: sweep.rate(min(taken + 1, sweep.steps)) / sweep.high
-            )
-            return self.lr_scheduler
-
-        def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-            super().log(logs, *args, **kwargs)
-            if "loss" not in logs:
-                return
-            self.losses.append((sweep.rate(self.state.global_step), float(logs["loss"])))
-            if left(self.losses, sweep.steps):
-                raise _Left
-
-        def diverged(self, code: str, what: str, origin: Callable[[], str]) -> None:
-            raise _Left
-
-        def save_resumable(self) -> None:
-            return
-
-    return SweepTrainer
 
 
 def left(losses: Points, steps: int) -> bool:

@@ -17,9 +17,10 @@ from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.devices import peak_bytes
 from scao_hf.finetune.model import device_of
 from scao_hf.finetune.observer import Observer
+from scao_hf.finetune.outcome import FinetuneReport
 from scao_hf.finetune.recipes import load_recipe, recipe_text, write_text
 from scao_hf.finetune.record import hardware
-from scao_hf.finetune.run import FinetuneReport, finetune
+from scao_hf.finetune.run import finetune
 
 KEY = "measured"
 SAME = ("device", "settings")

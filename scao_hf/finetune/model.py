@@ -191,7 +191,7 @@ def load_model(recipe: Recipe, reference: str, config: PretrainedConfig, device:
     arguments: dict[str, Any] = {"dtype": dtype, **_implementation(section)}
     try:
         if section.from_scratch:
-            set_seed(recipe.training.get("seed", 42))
+            set_seed(recipe.seed)
             remote = {"trust_remote_code": section.trust_remote_code}
             return AutoModelForCausalLM.from_config(config, **arguments, **remote)
         if recipe.quantization is not None:

@@ -38,8 +38,8 @@ def check(trainer: Any, recipe: Recipe, model: Any, funnel: dict[str, int]) -> l
         trainer.train_dataset = learnable_rows(trainer.train_dataset)
     if trainer.eval_dataset is not None:
         trainer.eval_dataset = learnable_rows(trainer.eval_dataset)
-    train = _first_rows(trainer.train_dataset) if data.streaming else trainer.train_dataset
-    if not data.streaming:
+    train = _known_rows(trainer.train_dataset)
+    if train is trainer.train_dataset:
         funnel["packed" if data.packing else "tokenized" if data.max_length is None else "after max_length"] = len(
             train
         )
@@ -48,10 +48,19 @@ def check(trainer: Any, recipe: Recipe, model: Any, funnel: dict[str, int]) -> l
     return few_supervised(shares[0])
 
 
-def _first_rows(stream: Any) -> Any:
-    from datasets import Dataset
+def _known_rows(dataset: Any) -> Any:
+    """All rows; of a stream, the first."""
+    from datasets import Dataset, IterableDataset
 
-    return Dataset.from_list(list(itertools.islice(stream, _FIRST_OF_A_STREAM)))
+    if not isinstance(dataset, IterableDataset):
+        return dataset
+    return Dataset.from_list(list(itertools.islice(dataset, _FIRST_OF_A_STREAM)))
+
+
+def longest_row(dataset: Any) -> int:
+    """Tokens of the longest tokenized row; of a stream, of the longest of the first."""
+    lengths = pyarrow.compute.list_value_length(_known_rows(dataset).with_format("arrow")[:].column("input_ids"))
+    return int(pyarrow.compute.max(lengths).as_py())
 
 
 def _check_rows(dataset: Any, name: str, recipe: Recipe, model: Any, funnel: dict[str, int]) -> float:
@@ -95,8 +104,7 @@ def few_supervised(share: float) -> list[str]:
 
 def notices(trainer: Any, recipe: Recipe, model: Any) -> list[str]:
     """What is odd about the training rows, and yet can be trained on."""
-    train = _first_rows(trainer.train_dataset) if recipe.data.streaming else trainer.train_dataset
-    table = train.with_format("arrow")[:]
+    table = _known_rows(trainer.train_dataset).with_format("arrow")[:]
     ends = end_tokens(trainer.processing_class, model)
     if not ends or supervises(table, ends):
         return []

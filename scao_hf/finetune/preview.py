@@ -107,16 +107,16 @@ def preview(
             with the tokens is the preview's `problem`.
     """
     from scao_hf.finetune import settings
+    from scao_hf.finetune.failures import answers
     from scao_hf.finetune.inputs import load_inputs
     from scao_hf.finetune.quiet import quiet
-    from scao_hf.finetune.run import answers
 
     observer = Silence() if observer is None else observer
     recipe, notices = _with_model(recipe)
     settings.require_complete(recipe)
     heard = _Heard(observer)
     with quiet(), answers(settings.output_directory(recipe)):
-        inputs = load_inputs(recipe, int(recipe.training.get("seed", 42)), heard)
+        inputs = load_inputs(recipe, recipe.seed, heard)
         return _Previewing(recipe, inputs, observer, [*notices, *recipe.notices, *heard.notices]).preview(samples, rows)
 
 
@@ -190,7 +190,7 @@ class _Previewing:
             return list(itertools.islice(read.stream, rows or ROWS))
         if rows is None or rows >= len(read.train):
             return list(read.train)
-        return random.Random(int(self.recipe.training.get("seed", 42))).sample(read.train, rows)
+        return random.Random(self.recipe.seed).sample(read.train, rows)
 
     def _from_end(self) -> bool:
         return getattr(self.inputs.args, "truncation_mode", None) == "keep_end"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -363,7 +365,9 @@ def _check_quantization(values: dict[str, Any]) -> None:
 
     if not values.get("load_in_4bit") and not values.get("load_in_8bit"):
         raise ValueError("set load_in_4bit or load_in_8bit to true")
-    BitsAndBytesConfig(**values)
+    # Releases of transformers before 5 ask for bitsandbytes here, whose absence is told where the weights are loaded.
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        BitsAndBytesConfig(**values)
 
 
 def _optimizer_error(optimizer: str, options: Mapping[str, Any]) -> str | None:

@@ -148,6 +148,9 @@ RENAMED = {
 }
 """Keys of `training` in other releases of transformers, and the name that the installed one may have instead."""
 
+_OUTLIVED = ("no_cuda", "per_gpu_train_batch_size", "per_gpu_eval_batch_size")
+"""Keys of `training` that some releases have beside their new names, and recipes never."""
+
 DROPPED = {
     "overwrite_output_dir": "whether a directory may be overwritten is asked at the start of a run",
     "save_safetensors": "weights are always saved as safetensors",
@@ -202,7 +205,7 @@ def _training_hints(_optimizer: str) -> Hints:
     hints = _field_hints(SFTConfig)
     # The types of `warmup_steps` and the life of `warmup_ratio` differ between releases. A recipe has the former alone,
     # and a fraction of all steps is turned into a count before transformers sees it.
-    left_out = {"warmup_ratio", *DROPPED}
+    left_out = {"warmup_ratio", *_OUTLIVED, *DROPPED}
     return {key: hint for key, hint in hints.items() if key not in left_out} | {"warmup_steps": float} | EARLY_STOPPING
 
 

@@ -94,6 +94,12 @@ class GuardedTrainer(SFTTrainer):
         except NothingLeft:
             return self._end_training()
 
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        # Releases of transformers before 5 take the batch size of the checkpoint, whatever the arguments say now.
+        if not self.args.auto_find_batch_size:
+            kwargs["batch_size"] = self.args.train_batch_size
+        return super()._inner_training_loop(*args, **kwargs)
+
     def _end_training(self) -> None:
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()

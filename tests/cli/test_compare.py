@@ -75,6 +75,30 @@ def test_options_reach_the_request(library: FakeContest) -> None:
     assert asked.assertions == ["scao.eval_loss < 3"]
 
 
+def test_scao_and_adamw_are_compared_unless_others_are_named(library: FakeContest) -> None:
+    assert main(["compare", "small.yaml"]) == 0
+    assert library.request is not None
+    assert list(library.request.optimizers) == ["scao", "adamw_torch"]
+
+
+def test_the_recipe_for_it_is_compared_offline_with_a_verdict_and_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The middle rate is the best: the first hardly moves the model, and the last one throws it far off.
+    few = ["--max-steps", "2", "--lrs", "1e-6,1e-2,1e6", "--trials", "3", "--seeds", "2"]
+    short = ["data.max_samples=12", "data.test_split_size=4", "data.max_length=48", "use_cpu=true"]
+    assert main(["compare", "compare-adamw-scao", *few, *short, "-q"]) == 0
+    out, _ = capsys.readouterr()
+    assert out.startswith("compare-adamw-scao: 2 steps, judged by 4 held-out rows\n")
+    folder = tmp_path / "runs" / "compare-adamw-scao-compare"
+    (difference,) = json.loads((folder / "results.json").read_text(encoding="utf-8"))["differences"]
+    assert (difference["ours"], difference["theirs"]) == ("scao", "adamw_torch")
+    assert difference["verdict"] in " ".join(out.split())
+    assert len((folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()) == 10
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 3
+
+
 def test_the_command_of_the_report_asks_for_the_same_again(library: FakeContest) -> None:
     main([*CALL, "lora.r=8", "--lrs", "1e-4,2e-4", "--assert", "scao.eval_loss < 3", "-d", "my rows.jsonl", "-q"])
     first = library.request

@@ -189,7 +189,7 @@ def test_a_failure_after_training_leaves_the_weights(
         prompts.append(args[2])
         return real(*args) if len(prompts) == 1 else out_of_memory(args[0])  # type: ignore[return-value,func-returns-value]
 
-    monkeypatch.setattr(sample, "sample", second_fails)
+    monkeypatch.setattr("scao_hf.finetune.kept_run.sample", second_fails)
     error = refusal(recipe_file)
     assert error.code == "memory.out"
     assert error.message.endswith(f"training is done, and its weights are in {folder / 'adapter'}")

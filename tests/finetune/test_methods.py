@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from scao_hf.finetune import model
-from scao_hf.finetune import run as runs
 from scao_hf.finetune.errors import FinetuneError
+from scao_hf.finetune.kept_run import KeptRun
 from scao_hf.finetune.planning.plan import plan
 from scao_hf.finetune.recipes import load_recipe
 from scao_hf.finetune.run import FinetuneReport, finetune
@@ -22,7 +22,7 @@ IDS = torch.tensor([[72, 105, 32, 116, 104, 101, 114, 101]])
 def trained(recipe_file: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[FinetuneReport, torch.Tensor]:
     """A finished run, and the logits of its model before it was saved."""
     held: list[torch.Tensor] = []
-    save = runs._Run._save
+    save = KeptRun.save
 
     def look_and_save(self: Any) -> Path:
         self.trainer.model.eval()
@@ -30,7 +30,7 @@ def trained(recipe_file: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str)
             held.append(self.trainer.model(input_ids=IDS).logits.float())
         return save(self)
 
-    monkeypatch.setattr(runs._Run, "_save", look_and_save)
+    monkeypatch.setattr(KeptRun, "save", look_and_save)
     return finetune(load_recipe(str(recipe_file), overrides)), held[0]
 
 
@@ -70,13 +70,13 @@ def test_activation_checkpointing_changes_no_number(recipe_file: Path, monkeypat
 
 def test_the_attention_that_a_recipe_asks_for_is_used(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
-    build = runs._Run._build_trainer
+    build = KeptRun.build_trainer
 
     def look(self: Any) -> None:
         build(self)
         used.append(self.trainer.model.config._attn_implementation)
 
-    monkeypatch.setattr(runs._Run, "_build_trainer", look)
+    monkeypatch.setattr(KeptRun, "build_trainer", look)
     finetune(load_recipe(str(recipe_file), ["model.attn_implementation=eager"]))
     assert used == ["eager"]
 
@@ -162,6 +162,7 @@ def test_a_quantized_base_takes_an_adapter(
 
 def test_quantized_layers_compute_in_the_dtype_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.49.0")  # Which older transformers ask for.
     given = model._quantization({"load_in_4bit": True}, torch.device("cpu"), torch.bfloat16)
     assert given["quantization_config"].bnb_4bit_compute_dtype is torch.bfloat16
     asked = model._quantization(

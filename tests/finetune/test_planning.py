@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from scao_hf.finetune.errors import FinetuneError
+from scao_hf.finetune.observer import Observer
 from scao_hf.finetune.planning import memory
 from scao_hf.finetune.planning.cautions import cautions
 from scao_hf.finetune.planning.disk import disk_use
@@ -30,9 +31,22 @@ def planned(recipe_file: Path) -> Callable[..., Plan]:
     return lambda *overrides, **options: plan(load_recipe(str(recipe_file), overrides), **options)
 
 
-@pytest.mark.parametrize("overrides", [(), ("lora=null",), ("optim=adamw_torch",), ("lora=null", "optim=adamw_torch")])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("scao.k_max=8",),
+        ("lora=null", "scao.k_max=8"),
+        ("scao.state_dtype=bfloat16",),
+        ("lora=null", "scao.state_dtype=int8"),
+        ("optim=adamw_torch",),
+        ("lora=null", "optim=adamw_torch"),
+        ("optim=soap", "scao=null"),
+        ("lora=null", "optim=soap", "scao=null"),
+    ],
+    ids=" ".join,
+)
 def test_the_optimizer_takes_the_bytes_that_the_plan_says(recipe_file: Path, overrides: tuple[str, ...]) -> None:
-    recipe = load_recipe(str(recipe_file), [*overrides, "scao.k_max=8"])
+    recipe = load_recipe(str(recipe_file), overrides)
     told = plan(recipe)
     report = finetune(recipe)
     assert told.memory.optimizer == report.optimizer_state_bytes
@@ -41,13 +55,78 @@ def test_the_optimizer_takes_the_bytes_that_the_plan_says(recipe_file: Path, ove
     assert told.info.total_steps == report.steps
     saved = sum(file.stat().st_size for file in report.saved_dir.glob("*.safetensors"))
     assert 0 <= saved - told.disk.saved < 8192  # The file's header.
+    # The run has planned the same by itself, and found what can be counted.
+    noted = json.loads((report.output_dir / "run.json").read_text(encoding="utf-8"))
+    free = {"available": noted["memory_plan"]["available"]}
+    assert noted["memory_plan"] == {**told.memory.to_dict(), **free}
+    counted = ("weights", "gradients", "optimizer")
+    assert [noted["memory"][part] for part in counted] == [noted["memory_plan"][part] for part in counted]
 
 
-def test_a_stream_has_no_plan_and_is_told_what_has(planned: Callable[..., Plan]) -> None:
-    with pytest.raises(FinetuneError, match="nobody knows them before") as caught:
-        planned("data.streaming=true", "training.max_steps=5", "data.test_split_size=2")
-    assert caught.value.exit_code == 2
-    assert caught.value.hint == "plan with data.streaming=false data.max_samples=1000"
+def test_a_model_that_cannot_be_laid_out_is_trained_all_the_same(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no shapes without values")
+
+    class Heard(Observer):
+        notices: ClassVar[list[str]] = []
+
+        def notice(self, text: str) -> None:
+            self.notices.append(text)
+
+    monkeypatch.setattr("scao_hf.finetune.kept_run.shapes_of", refuse)
+    report = finetune(load_recipe(str(recipe_file)), Heard())
+    assert "the memory was not planned: RuntimeError: no shapes without values" in Heard.notices
+    noted = json.loads((report.output_dir / "run.json").read_text(encoding="utf-8"))
+    assert (noted["status"], noted["memory_plan"]) == ("finished", None)
+
+
+def test_planning_its_memory_changes_nothing_of_a_run(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["lora.lora_dropout=0.3", "lora.init_lora_weights=pissa"]
+    planned_run = finetune(load_recipe(str(recipe_file), given))
+    monkeypatch.setattr("scao_hf.finetune.kept_run.KeptRun._plan_memory", lambda self: None)
+    plain = finetune(load_recipe(str(recipe_file), given), overwrite=True)
+    assert planned_run.final_eval_loss == plain.final_eval_loss
+
+
+def test_a_stream_is_planned_from_its_start(planned: Callable[..., Plan], rows_file: Callable[..., Path]) -> None:
+    # In bytes and an end: the 20 first rows have 3 tokens, those after them 9.
+    path = rows_file([{"text": "x" * (2 if number < 24 else 8)} for number in range(40)], "stream.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scao_hf.finetune.planning.sampled.SAMPLED", 20)
+        told = planned("data.streaming=true", f"data.path={path}", "data.loss_on=all", "training.max_steps=5")
+    assert (told.info.train_rows, told.info.epochs, told.info.eval_rows, told.info.total_steps) == (None, None, 4, 5)
+    tokens = told.tokens
+    assert (tokens.rows, tokens.sampled, tokens.longest, tokens.total) == (20, True, 3, 60)
+    assert told.run_tokens == 5 * 4 * 3
+    assert told.info.funnel == {"read of the stream": 20, "after max_length": 20}
+    lines = dict(rows(told))
+    assert "of the first 20 rows of the stream, by which the run has about 60" in lines["tokens"]
+    assert lines["steps"].startswith("5 of 4 rows · training.max_steps · ")
+    assert told.to_dict()["run_tokens"] == 60
+    (caution,) = [one for one in told.cautions if one.code == "sample"]
+    assert caution.message == ("the longest of 20 rows has 3 tokens: one of data.max_length=64 takes more memory")
+    assert caution.hint == "data.max_length=3 cuts it"
+
+
+def test_a_short_stream_is_planned_whole(planned: Callable[..., Plan]) -> None:
+    given = ("training.max_steps=5", "training.save_strategy=epoch")
+    told, counted = planned("data.streaming=true", *given), planned("data.test_split_size=4", *given)
+    assert (told.tokens.rows, told.tokens.sampled) == (counted.tokens.rows, False)
+    assert told.info.train_rows is None
+    assert told.disk.checkpoints == counted.disk.checkpoints == 1
+    assert "sample" not in [one.code for one in told.cautions]
+
+
+def test_a_bad_row_in_the_planned_part_of_a_stream_is_told_with_its_place(
+    planned: Callable[..., Plan], rows_file: Callable[..., Path]
+) -> None:
+    # Behind the rows that are read for the format.
+    path = rows_file([*({"text": "good"} for _ in range(200)), {"text": 5}], "stream.jsonl")
+    with pytest.raises(FinetuneError, match=r"stream\.jsonl:201: column 'text' must be text") as caught:
+        planned("data.streaming=true", f"data.path={path}")
+    assert caught.value.code == "data.wrong-type"
 
 
 def test_a_plan_needs_no_weights_and_writes_nothing(
@@ -110,8 +189,26 @@ def test_a_probe_measures_real_steps_and_keeps_nothing(recipe_file: Path, planne
     assert told.probe.optimizer_bytes == told.memory.optimizer
     assert told.probe.step_seconds > 0
     tokens = told.tokens.total / told.info.train_rows * told.info.rows_per_step * told.info.total_steps
+    assert told.run_tokens == pytest.approx(tokens)
     assert told.probe.run_seconds == pytest.approx(tokens / told.probe.tokens_per_second)
     assert not (recipe_file.parent / "run").exists()
+
+
+def test_a_stream_is_probed_on_its_longest_rows(planned: Callable[..., Plan]) -> None:
+    told = planned("data.streaming=true", probe=True)
+    assert told.probe is not None
+    assert told.probe.optimizer_bytes == told.memory.optimizer
+    assert told.probe.run_seconds == pytest.approx(told.run_tokens / told.probe.tokens_per_second)
+
+
+def test_a_peak_that_an_earlier_one_hides_is_not_told(planned: Callable[..., Plan]) -> None:
+    held = bytearray(b"1" * (256 << 20))
+    assert len(held) > 0
+    del held
+    told = planned(probe=True)
+    assert told.probe is not None
+    assert told.probe.peak_bytes is None
+    assert "peak not known (estimate " in dict(rows(told))["probe"]
 
 
 def test_a_probe_takes_the_longest_rows() -> None:

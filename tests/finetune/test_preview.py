@@ -14,8 +14,8 @@ from scao_hf.finetune.evaluate import IGNORED
 from scao_hf.finetune.observer import Silence
 from scao_hf.finetune.preview import Preview, preview
 from scao_hf.finetune.recipes import load_recipe
-from scao_hf.finetune.run import _Run
 from scao_hf.finetune.settings import output_directory
+from scao_hf.finetune.stages import Stages
 from scao_hf.finetune.token_counts import Bin, count_tokens, histogram
 from scao_hf.finetune.tokenized import TokenizedRow
 
@@ -46,10 +46,10 @@ def previewed(recipe: Path, *overrides: str, **options: Any) -> Preview:
 def trained_on(recipe: Path, *overrides: str) -> list[list[tuple[int, bool]]]:
     """Token ids of every training row with whether the loss counts them, from the batches of a run's own trainer."""
     read = load_recipe(str(recipe), ["data.test_split_size=null", *overrides])
-    run = _Run(read, Silence(), output_directory(read))
-    run._load_light()
-    run._load_weights()
-    run._build_trainer()
+    run = Stages(read, Silence(), output_directory(read))
+    run.load_inputs()
+    run.load_weights()
+    run.build_trainer()
     rows: Any = run.trainer.train_dataset
     batch = run.trainer.data_collator([dict(row) for row in rows])
     return [

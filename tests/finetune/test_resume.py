@@ -201,13 +201,11 @@ def test_a_run_without_a_complete_checkpoint_begins_again(start: Start, folder: 
 def test_a_run_killed_between_its_last_checkpoint_and_its_end_makes_no_step_more(
     start: Start, folder: Path, whole: FinetuneReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scao_hf.finetune import saving
-
     def fail(*_args: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving, "save_weights", fail)
+        patch.setattr("scao_hf.finetune.kept_run.save_weights", fail)
         with pytest.raises(Interrupted):
             start()
     assert (folder / "checkpoint-12").is_dir()

@@ -27,6 +27,8 @@ RUNS = "runs.jsonl"
 FOLDER_SUFFIX = "-compare"
 """Of the folder of a comparison, behind that of the recipe."""
 
+OPTIMIZERS = ("scao", "adamw_torch")
+"""What is compared if nothing else is asked for."""
 DEFAULT_SEEDS = 3
 REFINEMENTS = 2
 """Trials beyond the first grid of learning rates, by default."""
@@ -83,7 +85,7 @@ class Request:
     """
 
     recipe: str
-    optimizers: Sequence[str]
+    optimizers: Sequence[str] = OPTIMIZERS
     overrides: Sequence[str] = ()
     rates: Sequence[float] | None = None
     trials: int | None = None
@@ -168,7 +170,7 @@ class _Contest:
         self.made = 0
 
     def outcome(self) -> Outcome:
-        from scao_hf.finetune.run import answers
+        from scao_hf.finetune.failures import answers
 
         self._read_recipes()
         self._open_folder()
@@ -186,7 +188,7 @@ class _Contest:
     def _read_recipes(self) -> None:
         from scao_hf.finetune import settings
         from scao_hf.finetune.recipes import load_recipe
-        from scao_hf.hf.options import OPTIMIZERS
+        from scao_hf.hf import options
 
         request = self.request
         own = load_recipe(request.recipe, request.overrides)
@@ -196,7 +198,7 @@ class _Contest:
             raise FinetuneError("config.no-held-out", message, "data.test_split_size=0.05, or data.eval_path=FILE")
         named = str(own.training["optim"])
         # The section `scao` holds the options of one optimizer, and means nothing to the others.
-        owner = named if named in OPTIMIZERS else "scao"
+        owner = named if named in options.OPTIMIZERS else "scao"
         self.recipes: dict[str, Recipe] = {}
         for name in request.optimizers:
             theirs = [f"training.optim={name}", *([] if name == owner else ["scao=null"])]
@@ -204,7 +206,7 @@ class _Contest:
         self.recipe = self.recipes[request.optimizers[0]]
         for notice in self.recipe.notices:
             self.spectator.notice(notice)
-        self.plan = _plan(request, own.training.get("learning_rate"), int(own.training.get("seed", 42)))
+        self.plan = _plan(request, own.training.get("learning_rate"), own.seed)
 
     def _open_folder(self) -> None:
         from scao_hf.finetune import settings

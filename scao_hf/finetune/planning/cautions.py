@@ -73,9 +73,13 @@ def _rows(recipe: Recipe, info: RunInfo, tokens: Tokens) -> Iterator[Caution]:
     elif info.eval_rows < _FEW_HELD_OUT:
         message = f"{info.eval_rows} held-out rows make a noisy loss"
         yield Caution(code="few-eval", message=message, hint=f"hold out {_FEW_HELD_OUT} or more where there are enough")
-    assert info.train_rows is not None, "a stream has no plan"
-    if not recipe.data.packing and tokens.full_rows > _MANY_CUT * info.train_rows:
-        message = f"{tokens.full_rows} of {info.train_rows} rows fill data.max_length={recipe.data.max_length}"
+    if tokens.sampled and tokens.longest != recipe.data.max_length:
+        limit = recipe.data.max_length
+        longer = "a longer one" if limit is None else f"one of data.max_length={limit}"
+        message = f"the longest of {tokens.rows} rows has {tokens.longest} tokens: {longer} takes more memory"
+        yield Caution(code="sample", message=message, hint=f"data.max_length={tokens.longest} cuts it")
+    if not recipe.data.packing and tokens.full_rows > _MANY_CUT * tokens.rows:
+        message = f"{tokens.full_rows} of {tokens.rows} rows fill data.max_length={recipe.data.max_length}"
         yield Caution(code="cut", message=f"{message}: they are cut there", hint="a larger data.max_length")
     if tokens.supervised_share < _FEW_SUPERVISED:
         message = f"the loss counts {tokens.supervised_share:.1%} of the tokens"

@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
+from scao_hf.finetune import settings
+from scao_hf.finetune.config import Recipe
+from scao_hf.finetune.footprint import held_bytes, tensor_bytes, trainable_bytes
+from scao_hf.finetune.planning.outcome import Memory
 from scao_hf.hf.arguments import optimizer_and_kwargs, optimizer_name
 from scao_hf.hf.options import OPTIMIZERS
 
@@ -24,19 +29,44 @@ _FOUR_BIT, _FOUR_BIT_TWICE, _EIGHT_BIT = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 
 _FUSED, _EAGER = "planned_fused_attention", "planned_eager_attention"
 
 
+def memory_of(recipe: Recipe, args: Any, shapes: Any, longest: int, device: torch.device, available: int) -> Memory:
+    """What a run takes on its device.
+
+    Args:
+        recipe: of the run.
+        args: its TrainingArguments.
+        shapes: its model, with its adapter, on the meta device; its dtype may be changed.
+        longest: tokens of the longest row.
+        device: of the run.
+        available: bytes that the device has free before the run.
+    """
+    return Memory(
+        weights=weight_bytes(shapes, recipe.quantization),
+        gradients=trainable_bytes(shapes),
+        optimizer=optimizer_bytes(args, shapes),
+        adamw=adamw_bytes(shapes),
+        device=str(device),
+        available=available,
+        activations=activation_bytes(
+            shapes,
+            args.per_device_train_batch_size,
+            longest,
+            checkpointing=settings.checkpoints_activations(args),
+            autocast=bool(args.bf16),
+        ),
+    )
+
+
 def weight_bytes(model: nn.Module, quantization: Mapping[str, Any] | None) -> int:
     """Bytes of all parameters and buffers; linear layers but the head count as bitsandbytes keeps them."""
-    tensors = [*model.parameters(), *model.buffers()]
     if quantization is None:
-        return sum(_bytes(tensor) for tensor in tensors)
+        return held_bytes(model)
+    tensors = [*model.parameters(), *model.buffers()]
     packed = {id(tensor) for tensor in _quantized(model)}
     per_weight = _quantized_bytes(quantization)
-    return round(sum(tensor.numel() * per_weight if id(tensor) in packed else _bytes(tensor) for tensor in tensors))
-
-
-def trainable_bytes(model: nn.Module) -> int:
-    """Bytes of the trainable parameters, which are also those of their gradients."""
-    return sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    return round(
+        sum(tensor.numel() * per_weight if id(tensor) in packed else tensor_bytes(tensor) for tensor in tensors)
+    )
 
 
 def cast_adapter(model: nn.Module) -> None:
@@ -64,7 +94,7 @@ def optimizer_bytes(args: Any, model: nn.Module) -> int | None:
 def adamw_bytes(model: nn.Module) -> int:
     """Bytes of torch.optim.AdamW's state: two moments in the parameter's dtype, and its step count."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return sum(2 * _bytes(parameter) + _STEP_BYTES for parameter in trained)
+    return sum(2 * tensor_bytes(parameter) + _STEP_BYTES for parameter in trained)
 
 
 def activation_bytes(model: Any, rows: int, length: int, *, checkpointing: bool, autocast: bool) -> int | None:
@@ -89,7 +119,7 @@ def activation_bytes(model: Any, rows: int, length: int, *, checkpointing: bool,
     count = _Count(model)
     ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
     try:
-        with _attention_without_values(model), count.counting():
+        with _autocast_without_device(), _attention_without_values(model), count.counting():
             model(input_ids=ids, labels=ids, use_cache=False)
     except RuntimeError:  # What torch raises where a meta tensor's values are asked for.
         return None
@@ -130,7 +160,7 @@ class _Count:
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._layer = id(module)
         self.layers.setdefault(self._layer, 0)
-        self.inputs[self._layer] = sum(_bytes(value) for value in inputs if isinstance(value, Tensor))
+        self.inputs[self._layer] = sum(tensor_bytes(value) for value in inputs if isinstance(value, Tensor))
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._layer = None
@@ -200,6 +230,18 @@ def _attention_without_values(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+@contextlib.contextmanager
+def _autocast_without_device() -> Iterator[None]:
+    """Within it, autocast can be switched off for the meta device, as models in transformers before 5 do."""
+    autocast: Any = torch.autocast
+
+    def without_meta(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        return autocast("cpu" if device_type == "meta" else device_type, *args, **kwargs)
+
+    with mock.patch.object(torch, "autocast", without_meta):
+        yield
+
+
 def _quantized(model: Any) -> Iterator[Tensor]:
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
@@ -215,7 +257,3 @@ def _quantized_bytes(quantization: Mapping[str, Any]) -> float:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

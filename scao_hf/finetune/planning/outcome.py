@@ -15,6 +15,10 @@ from scao_hf.finetune.tables import html_table
 class Tokens:
     """Lengths of the training rows, as they will be given to the model, in tokens."""
 
+    rows: int
+    """Rows that these figures are of."""
+    sampled: bool
+    """Whether they are the first rows of a stream, which has more."""
     median: int
     percentile_95: int
     longest: int
@@ -27,6 +31,10 @@ class Tokens:
     @property
     def supervised_share(self) -> float:
         return self.supervised / max(1, self.total)
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(1, self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +59,10 @@ class Memory:
         """All that is known; AdamW's state stands in for one that is not."""
         state = self.adamw if self.optimizer is None else self.optimizer
         return self.weights + self.gradients + state + (self.activations or 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return asdict(self) | {"total": self.total}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +100,9 @@ class Probe:
     tokens_per_second: float
     run_seconds: float
     """All steps of the run at that pace, evaluation and saving left out."""
-    peak_bytes: int
-    """Peak of the allocator on an accelerator; on a CPU, growth of the process from before the weights to its peak."""
+    peak_bytes: int | None
+    """Peak of the allocator on an accelerator; on a CPU, growth of the process from before the weights to its peak, and
+    None where it had been larger before."""
     optimizer_bytes: int
 
 
@@ -109,6 +122,11 @@ class Plan:
     probe: Probe | None
 
     @property
+    def run_tokens(self) -> float:
+        """Tokens that all steps of the run are given, if its rows are as long as these on the whole."""
+        return self.info.total_steps * self.info.rows_per_step * self.tokens.mean
+
+    @property
     def preconditioned_from(self) -> int | None:
         """The first step that is preconditioned; None if none will be."""
         first = self.info.adam_steps
@@ -117,10 +135,10 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values, for JSON."""
         values = _plain(asdict(self))
-        values["memory"]["total"] = self.memory.total
+        values["memory"] = self.memory.to_dict()
         values["disk"]["total"] = self.disk.total
         values["tokens"]["supervised_share"] = self.tokens.supervised_share
-        return values | {"preconditioned_from": self.preconditioned_from}
+        return values | {"preconditioned_from": self.preconditioned_from, "run_tokens": self.run_tokens}
 
     def __str__(self) -> str:
         from scao_hf.finetune.planning.rows import rows

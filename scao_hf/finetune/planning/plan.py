@@ -8,7 +8,7 @@ from scao_hf.finetune import settings
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.observer import Observer, Silence
 from scao_hf.finetune.planning.outcome import Plan
-from scao_hf.finetune.run import _MIXED_PRECISION, _no_trace, _restored, answers
+from scao_hf.finetune.surroundings import no_trace, surroundings
 
 
 def plan(recipe: Recipe, observer: Observer | None = None, *, probe: bool = False) -> Plan:
@@ -26,10 +26,8 @@ def plan(recipe: Recipe, observer: Observer | None = None, *, probe: bool = Fals
     settings.check_reporters(recipe)
     observer = Silence() if observer is None else observer
     observer.stage("loading torch and transformers")
-    from scao_hf.finetune.quiet import quiet
-
     output_dir = settings.output_directory(recipe)
-    with quiet(), _restored(_MIXED_PRECISION), answers(output_dir), _no_trace(output_dir):
+    with surroundings(output_dir), no_trace(output_dir):
         from scao_hf.finetune.planning.planned_run import PlannedRun
 
         planned = PlannedRun(recipe, observer, output_dir).plan()

@@ -13,13 +13,14 @@ from scao_hf.finetune import model as models
 from scao_hf.finetune import preflight, settings
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.devices import available_bytes
-from scao_hf.finetune.errors import FinetuneError
+from scao_hf.finetune.footprint import trainable_bytes
 from scao_hf.finetune.observer import Observer
 from scao_hf.finetune.planning import memory
 from scao_hf.finetune.planning.cautions import cautions
 from scao_hf.finetune.planning.disk import disk_use
-from scao_hf.finetune.planning.outcome import Disk, Memory, Plan, Tokens
-from scao_hf.finetune.run import _Run
+from scao_hf.finetune.planning.outcome import Disk, Plan, Tokens
+from scao_hf.finetune.planning.sampled import start_of_stream
+from scao_hf.finetune.stages import Stages
 from scao_hf.finetune.trainer import GuardedTrainer
 from scao_hf.hf.options import OPTIMIZERS, option_defaults
 
@@ -31,8 +32,10 @@ class _ShapesTrainer(GuardedTrainer):
         return
 
 
-class PlannedRun(_Run):
+class PlannedRun(Stages):
     """The stages of a run as far as they need no weights; `plan` goes through them and counts."""
+
+    trainer_class = _ShapesTrainer
 
     def __init__(self, recipe: Recipe, observer: Observer, output_dir: Any) -> None:
         super().__init__(recipe, observer, output_dir)
@@ -42,19 +45,24 @@ class PlannedRun(_Run):
             self.recipe = replace(recipe, lora={**recipe.lora, "init_lora_weights": True})
 
     def plan(self) -> Plan:
-        if self.recipe.data.streaming:
-            message = "a plan counts all rows, and with data.streaming nobody knows them before they were trained on"
-            hint = "plan with data.streaming=false data.max_samples=1000"
-            raise FinetuneError("config.invalid-value", message, hint)
-        self._load_light()
-        self._load_weights()
-        self._build_trainer()
+        self.load_inputs()
+        self.load_weights()
+        self.build_trainer()
         if self.recipe.quantization is not None:
             assert self.trainer.model is not None
             memory.cast_adapter(self.trainer.model)
         self.observer.stage("counting bytes")
-        info, tokens, disk = self._info(), self._tokens(), self._disk()
-        used = self._memory(tokens)  # the last one, as it may change the dtype of the shapes
+        info, tokens = self.info(), self._tokens()
+        disk = self._disk(tokens)
+        # The last one, as it may change the dtype of the shapes.
+        used = memory.memory_of(
+            self.recipe,
+            self.trainer.args,
+            self.trainer.model,
+            tokens.longest,
+            self.device,
+            available_bytes(self.device),
+        )
         return Plan(
             info=info,
             tokens=tokens,
@@ -67,12 +75,20 @@ class PlannedRun(_Run):
             probe=None,
         )
 
-    def _load_weights(self) -> None:
+    def load_inputs(self) -> None:
+        super().load_inputs()
+        self.has_all_rows = True
+        if self.rows.stream is not None:
+            self.observer.stage("reading the start of the stream")
+            self.rows, self.has_all_rows = start_of_stream(self.rows)
+
+    def train_rows(self) -> int | None:
+        """As a run of the recipe has them: none of a stream, whatever was read of it."""
+        return None if self.recipe.data.streaming else super().train_rows()
+
+    def load_weights(self) -> None:
         self.observer.stage("laying out the model")
         self.model = models.shapes_only(self.recipe, self.config, self.device)
-
-    def _trainer_class(self) -> type[GuardedTrainer]:
-        return _ShapesTrainer
 
     def _tokens(self) -> Tokens:
         compute = pyarrow.compute
@@ -83,6 +99,8 @@ class PlannedRun(_Run):
         limit = self.recipe.data.max_length
         full = 0 if limit is None else compute.sum(compute.greater_equal(lengths, limit)).as_py() or 0
         return Tokens(
+            rows=len(table),
+            sampled=not self.has_all_rows,
             median=int(middle),
             percentile_95=int(high),
             longest=compute.max(lengths).as_py(),
@@ -91,36 +109,16 @@ class PlannedRun(_Run):
             full_rows=int(full),
         )
 
-    def _memory(self, tokens: Tokens) -> Memory:
-        args, shapes, quantization = self.trainer.args, self.trainer.model, self.recipe.quantization
-        assert shapes is not None
-        return Memory(
-            weights=memory.weight_bytes(shapes, quantization),
-            gradients=memory.trainable_bytes(shapes),
-            optimizer=memory.optimizer_bytes(args, shapes),
-            adamw=memory.adamw_bytes(shapes),
-            device=str(self.device),
-            available=available_bytes(self.device),
-            activations=memory.activation_bytes(
-                shapes,
-                args.per_device_train_batch_size,
-                tokens.longest,
-                checkpointing=bool(settings.checkpoints_activations(args)),
-                autocast=bool(args.bf16),
-            ),
-        )
-
-    def _disk(self) -> Disk:
+    def _disk(self, tokens: Tokens) -> Disk:
         args, shapes = self.trainer.args, self.trainer.model
         assert shapes is not None
-        saved = memory.trainable_bytes(shapes) if self.recipe.lora is not None else memory.weight_bytes(shapes, None)
+        saved = trainable_bytes(shapes) if self.recipe.lora is not None else memory.weight_bytes(shapes, None)
         rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        state, rows = memory.optimizer_bytes(args, shapes), self._info().train_rows
-        assert rows is not None, "a stream has no plan"
+        state = memory.optimizer_bytes(args, shapes)
         return disk_use(
             args,
             self.steps,
-            math.ceil(rows / rows_per_step),
+            self.steps if tokens.sampled else math.ceil(tokens.rows / rows_per_step),
             saved=saved,
             state=memory.adamw_bytes(shapes) if state is None else state,
             output_dir=self.output_dir,

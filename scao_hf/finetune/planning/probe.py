@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.compute
 import torch
 from transformers import TrainerCallback
 
 from scao_hf.finetune.config import Recipe
-from scao_hf.finetune.devices import peak_bytes
+from scao_hf.finetune.devices import Gauge
+from scao_hf.finetune.footprint import state_bytes
 from scao_hf.finetune.observer import Observer
 from scao_hf.finetune.planning.outcome import Plan, Probe
-from scao_hf.finetune.quiet import quiet
-from scao_hf.finetune.run import _MIXED_PRECISION, _release_memory, _restored, _Run, answers, state_bytes
+from scao_hf.finetune.planning.sampled import start_of_stream
+from scao_hf.finetune.stages import Stages
+from scao_hf.finetune.surroundings import passing
 from scao_hf.hf.options import OPTIMIZERS, option_defaults
 
 STEPS = 2
@@ -31,27 +31,27 @@ def probe_run(recipe: Recipe, observer: Observer, planned: Plan) -> Probe:
     Raises:
         FinetuneError: as `finetune`.
     """
-    try:
-        with tempfile.TemporaryDirectory(prefix="scao-finetune-") as name:
-            folder = Path(name)
-            with quiet(), _restored(_MIXED_PRECISION), answers(folder):
-                return _ProbedRun(recipe, observer, folder).probe(planned)
-    finally:
-        _release_memory()
+    with passing() as folder:
+        return _ProbedRun(recipe, observer, folder).probe(planned)
 
 
-class _ProbedRun(_Run):
+class _ProbedRun(Stages):
     """A run of `STEPS` steps without evaluation, checkpoints or reporters."""
 
     def __init__(self, recipe: Recipe, observer: Observer, output_dir: Path) -> None:
         super().__init__(recipe, observer, output_dir)
         self.recipe = _shortened(recipe, output_dir)
 
+    def load_inputs(self) -> None:
+        super().load_inputs()
+        if self.rows.stream is not None:
+            self.rows, _ = start_of_stream(self.rows)
+
     def probe(self, planned: Plan) -> Probe:
-        self._load_light()
-        watch = _Watch(self.device)
-        self._load_weights()
-        self._build_trainer()
+        self.load_inputs()
+        gauge, watch = Gauge(self.device), _Watch(self.device)
+        self.load_weights()
+        self.build_trainer()
         trainer = self.trainer
         trainer.train_dataset = longest_rows(trainer.train_dataset, planned.info.rows_per_step * STEPS)
         trainer.add_callback(watch)
@@ -59,15 +59,12 @@ class _ProbedRun(_Run):
         trainer.train()
         tokens = trainer._total_train_tokens / STEPS
         pace = tokens / watch.seconds[-1]
-        rows = planned.info.total_steps * planned.info.rows_per_step
-        assert planned.info.train_rows is not None, "a stream has no plan"
-        per_row = planned.tokens.total / planned.info.train_rows
         return Probe(
             steps=STEPS,
             step_seconds=watch.seconds[-1],
             tokens_per_second=pace,
-            run_seconds=rows * per_row / pace,
-            peak_bytes=watch.peak(),
+            run_seconds=planned.run_tokens / pace,
+            peak_bytes=gauge.peak(),
             optimizer_bytes=state_bytes(trainer.optimizer),
         )
 
@@ -97,25 +94,18 @@ def _shortened(recipe: Recipe, output_dir: Path) -> Recipe:
 
 
 class _Watch(TrainerCallback):
-    """Seconds of every step and the peak of memory, from its construction on."""
+    """Seconds of every step."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: list[float] = []
         self._began = 0.0
-        self._before = psutil.Process().memory_info().rss
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._began = self._now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.seconds.append(self._now() - self._began)
-
-    def peak(self) -> int:
-        highest = peak_bytes(self.device)
-        return max(0, highest - self._before) if self.device.type == "cpu" else highest
 
     def _now(self) -> float:
         if self.device.type != "cpu":

@@ -42,6 +42,9 @@ def _tokens(plan: Plan) -> str:
     tokens = plan.tokens
     lengths = f"median {tokens.median}, 95% up to {tokens.percentile_95}, longest {tokens.longest}"
     loss = f"loss on {_LOSSES.get(plan.info.loss_on, plan.info.loss_on)}, {tokens.supervised_share:.0%} of them"
+    if tokens.sampled:
+        whole = f"of the first {tokens.rows} rows of the stream, by which the run has about {count(plan.run_tokens)}"
+        return DOT.join([lengths, loss, whole])
     return DOT.join([f"{count(tokens.total)} in all", lengths, loss])
 
 
@@ -55,7 +58,8 @@ def _model(plan: Plan) -> str:
 def _steps(plan: Plan) -> str:
     info = plan.info
     warm = f"learning rate {info.learning_rate:g} after {counted(info.lr_warmup_steps, 'warm-up step')}"
-    return DOT.join([f"{info.total_steps} of {info.rows_per_step} rows", f"{info.epochs:.3g} epochs", warm])
+    passes = "training.max_steps" if info.epochs is None else f"{info.epochs:.3g} epochs"
+    return DOT.join([f"{info.total_steps} of {info.rows_per_step} rows", passes, warm])
 
 
 def _optimizer(plan: Plan) -> str:
@@ -101,11 +105,12 @@ def _probe(plan: Plan) -> str:
     probe = plan.probe
     if probe is None:
         return "not made: --probe runs real steps and measures seconds and memory"
+    peak = "not known" if probe.peak_bytes is None else byte_size(probe.peak_bytes)
     return DOT.join(
         [
             f"{probe.step_seconds:.3g} s a step on the longest rows, {count(probe.tokens_per_second)} tokens/s",
             f"the run takes about {duration(probe.run_seconds)}",
-            f"peak {byte_size(probe.peak_bytes)} (estimate {byte_size(plan.memory.total)})",
+            f"peak {peak} (estimate {byte_size(plan.memory.total)})",
             f"optimizer {byte_size(probe.optimizer_bytes)}",
         ]
     )

@@ -15,11 +15,11 @@ from scao_hf.finetune import preflight, settings
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.data import Rows, as_dataset, prepare_rows
 from scao_hf.finetune.errors import FinetuneError
+from scao_hf.finetune.failures import answers
 from scao_hf.finetune.reader import read_recipe
 from scao_hf.finetune.recipes import load_recipe
 from scao_hf.finetune.results import weights
 from scao_hf.finetune.results.folder import RunFolder
-from scao_hf.finetune.run import answers
 
 if TYPE_CHECKING:
     import torch
@@ -144,7 +144,7 @@ def _evaluated(
     template = models.chat_template(tokenizer, recipe.training.get("chat_template_path"))
     # The rows that a stream holds out are its first ones; of any other data, all are asked for.
     data = recipe.data if held_out else replace(recipe.data, streaming=False)
-    rows = prepare_rows(data, int(recipe.training.get("seed", 42)), template)
+    rows = prepare_rows(data, recipe.seed, template)
     chosen = rows.evaluation if held_out else rows.train
     stage("loading the model")
     model = load()

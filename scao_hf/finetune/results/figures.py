@@ -27,8 +27,8 @@ SHARE_SMOOTHED = 0.06
 LOSS = "loss (nats per token)"
 MOST_LABELS = 40
 """Layers whose names stand beside the map of ranks; of more than that, one name for each block."""
-PARTS = {"weights": "#9AA5B1", "gradients": COLOURS[4], "optimizer": BLUE, "other": PALE}
-MEBI = 2.0**20
+PARTS = {"weights": "#9AA5B1", "gradients": COLOURS[4], "optimizer": BLUE, "activations": "#A6D8C8", "rest": PALE}
+MEBI, GIBI = 2.0**20, 2.0**30
 
 
 def losses(history: History) -> Figure:
@@ -148,7 +148,7 @@ def _block(layer: str) -> str:
 
 
 def memory(rows: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Stacked bars of MiB, one for each row, such as "planned" and "measured".
+    """Stacked bars, one for each row, such as "planned" and "measured".
 
     Args:
         rows: name -> part -> bytes; the parts are those of `PARTS`.
@@ -157,19 +157,23 @@ def memory(rows: Mapping[str, Mapping[str, float]]) -> Figure:
         figure = Figure(figsize=(WIDTH, 1.3 + 0.45 * len(rows)), dpi=100, layout="constrained")
         axes = figure.add_subplot()
         drawn = {part: colour for part, colour in PARTS.items() if any(part in parts for parts in rows.values())}
+        unit, scale = (
+            ("GiB", GIBI) if max(sum(parts.values()) for parts in rows.values()) >= 4 * GIBI else ("MiB", MEBI)
+        )
         for place, parts in enumerate(rows.values()):
             start = 0.0
             for part, colour in drawn.items():
-                size = parts.get(part, 0.0) / MEBI
+                size = parts.get(part, 0.0) / scale
                 axes.barh(place, size, left=start, height=0.6, color=colour, label=part if place == 0 else None)
                 start += size
-            axes.annotate(f" {start:,.1f} MiB", (start, place), va="center", fontsize=9, color=GREY)
+            told: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": GREY}
+            axes.annotate(f"{start:,.1f} {unit}", (start, place), (4, 0), **told)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.12)
         axes.set_xlim(left=0)
-        axes.set_xlabel("MiB")
+        axes.set_xlabel(unit)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=len(drawn))
         figure.set_label("memory")
         return figure

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scao_hf.finetune.layout import REPORT
 from scao_hf.finetune.results import summary
 from scao_hf.finetune.results.folder import RunFolder, open_run
 from scao_hf.finetune.results.history import History, read_history
+from scao_hf.finetune.results.memory_use import memory_bars, memory_caption, memory_table
 from scao_hf.finetune.units import byte_size, count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ALLOCATOR = "torch's allocator"
 PAGE = "report.html"
 TEMPLATE = "results/run.html.jinja"
 STATUS = {
@@ -61,7 +61,7 @@ def figures_of(run: RunFolder, history: History) -> Iterator[tuple[Figure, str]]
         yield figures.rank_map(history.ranks), _rank_caption(history)
     bars = memory_bars(run.facts)
     if bars:
-        yield figures.memory(bars), _memory_caption(run.facts["memory"])
+        yield figures.memory(bars), memory_caption(run.facts)
 
 
 def _stability_caption(run: RunFolder, history: History) -> str:
@@ -79,27 +79,6 @@ def _rank_caption(history: History) -> str:
     )
 
 
-def memory_bars(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Bar to part to bytes of what the run noted of its memory; empty if it noted nothing."""
-    noted = facts.get("memory")
-    if not noted:
-        return {}
-    parts = {part: float(noted[part]) for part in ("weights", "gradients", "optimizer")}
-    # On a CPU the peak is the whole process's, of which Python and its libraries take the most.
-    if noted["peak"] is not None and noted["peak_of"] == ALLOCATOR:
-        parts["other"] = max(0.0, noted["peak"] - sum(parts.values()))
-    return {"measured": parts}
-
-
-def _memory_caption(noted: Mapping[str, Any]) -> str:
-    told = "Weights, gradients of what is trained, and the optimizer's state."
-    if noted["peak"] is None:
-        return told
-    if noted["peak_of"] == ALLOCATOR:
-        return f"{told} Other: what remains of the allocator's peak: activations and workspaces."
-    return f"{told} The whole process, with Python and its libraries, took {byte_size(noted['peak'])} at its peak."
-
-
 def html(run: RunFolder, history: History, drawn: list[tuple[Figure, str]]) -> str:
     """The page: figures inline, nothing loaded from anywhere."""
     from scao_hf.finetune.reporting.drawing import svg_text
@@ -112,6 +91,7 @@ def html(run: RunFolder, history: History, drawn: list[tuple[Figure, str]]) -> s
         status=STATUS.get(run.status, run.status),
         tiles=list(tiles(run, history)),
         figures=[(svg_text(figure), caption) for figure, caption in drawn],
+        memory=memory_table(bars) if (bars := memory_bars(run.facts)) else [],
         settings=summary.settings(run),
         loading=None if weights is None else summary.loading(str(weights), run.is_adapter),
         command=f"scao-finetune chat {run.path}" if run.is_chat else f"scao-finetune generate {run.path} -p TEXT",

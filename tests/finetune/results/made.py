@@ -83,6 +83,16 @@ def facts(folder: Path, **changes: Any) -> dict[str, Any]:
         "data": {"fingerprint": "sha256:aa", "funnel": {"read": 848}, "conversational": True},
         "run": run,
         "report": report,
+        "memory_plan": {
+            "weights": 4_000_000,
+            "gradients": 245_760,
+            "optimizer": 2_621_440,
+            "adamw": 491_520,
+            "activations": 100_000_000,
+            "device": "cpu",
+            "available": 8_000_000_000,
+            "total": 106_867_200,
+        },
         "memory": {
             "weights": 4_000_000,
             "gradients": 245_760,

@@ -15,7 +15,8 @@ from finetune.results import made
 from scao_hf.finetune.results import figures
 from scao_hf.finetune.results.folder import open_run
 from scao_hf.finetune.results.history import read_history
-from scao_hf.finetune.results.report import memory_bars, write_report
+from scao_hf.finetune.results.memory_use import memory_bars, memory_caption, memory_table
+from scao_hf.finetune.results.report import write_report
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,8 @@ def test_the_page_tells_settings_results_samples_versions_and_how_to_load(writte
         "torch 2.6.0",
         f"AutoPeftModelForCausalLM.from_pretrained(&#34;{files[0].parent.parent / 'adapter'}&#34;)",
         "8 preconditioned tensors",
+        "planned measured weights 3.8 MiB 3.8 MiB gradients 240.0 KiB 240.0 KiB optimizer 2.5 MiB 2.5 MiB "
+        "activations 95.4 MiB - rest - 374.9 MiB all 101.9 MiB 381.5 MiB",
         "lr_scheduler_type: cosine",
     ):
         assert told in text
@@ -84,7 +87,9 @@ def test_a_run_that_failed_is_drawn_with_its_error_and_without_a_result(tmp_path
 
 
 def test_a_run_that_measured_nothing_has_a_page_without_figures(tmp_path: Path) -> None:
-    run = made.write_run(tmp_path / "run", {"status": "running", "report": None, "memory": None}, [], weights=None)
+    run = made.write_run(
+        tmp_path / "run", {"status": "running", "report": None, "memory": None, "memory_plan": None}, [], weights=None
+    )
     assert [path.name for path in write_report(run)] == ["report.html"]
 
 
@@ -145,15 +150,46 @@ def test_of_many_layers_one_label_stands_for_each_block() -> None:
     assert list(axes.get_yticks()) == list(range(0, 48, 4))
 
 
-def test_memory_beyond_the_known_parts_is_called_other() -> None:
-    noted = {"weights": 10, "gradients": 2, "optimizer": 4, "peak": 20, "peak_of": "torch's allocator"}
-    assert memory_bars({"memory": noted}) == {
-        "measured": {"weights": 10.0, "gradients": 2.0, "optimizer": 4.0, "other": 4.0}
+NOTED = {"weights": 10, "gradients": 2, "optimizer": 4, "peak": 20, "peak_of": "torch's allocator"}
+PLAN = {"weights": 10, "gradients": 2, "optimizer": 4, "adamw": 5, "activations": 3, "total": 19}
+
+
+def test_the_planned_memory_stands_beside_the_measured() -> None:
+    bars = memory_bars({"memory": NOTED, "memory_plan": PLAN})
+    assert bars == {
+        "planned": {"weights": 10.0, "gradients": 2.0, "optimizer": 4.0, "activations": 3.0},
+        "measured": {"weights": 10.0, "gradients": 2.0, "optimizer": 4.0, "rest": 4.0},
     }
-    of_process = {**noted, "peak_of": "the process"}
-    assert memory_bars({"memory": of_process})["measured"].keys() == {"weights", "gradients", "optimizer"}
-    assert memory_bars({"memory": {**noted, "peak": None}})["measured"].keys() == {"weights", "gradients", "optimizer"}
-    assert memory_bars({}) == {}
+    assert memory_table(bars) == [
+        ("", "planned", "measured"),
+        ("weights", "10 B", "10 B"),
+        ("gradients", "2 B", "2 B"),
+        ("optimizer", "4 B", "4 B"),
+        ("activations", "3 B", "-"),
+        ("rest", "-", "4 B"),
+        ("all", "19 B", "20 B"),
+    ]
+    drawn = figures.memory(bars).axes[0]
+    assert [text.get_text() for text in drawn.texts] == ["0.0 MiB", "0.0 MiB"]
+    assert [label.get_text() for label in drawn.get_yticklabels()] == ["planned", "measured"]
+
+
+def test_what_is_not_known_of_the_memory_is_not_drawn() -> None:
+    # A run that ended early, a model whose activations cannot be counted, a state that only training tells.
+    assert memory_bars({"memory_plan": {**PLAN, "activations": None, "optimizer": None}}) == {
+        "planned": {"weights": 10.0, "gradients": 2.0, "optimizer": 5.0}
+    }
+    assert memory_bars({"memory": {**NOTED, "peak": None}})["measured"].keys() == {"weights", "gradients", "optimizer"}
+    assert memory_bars({"memory_plan": None}) == memory_bars({}) == {}
+    told = memory_caption({"memory": {**NOTED, "peak": None}, "memory_plan": {**PLAN, "optimizer": None}})
+    assert "counts as AdamW's" in told
+    assert "The peak was not measured" in told
+
+
+def test_memory_of_gibibytes_is_drawn_in_gibibytes() -> None:
+    axes = figures.memory({"planned": {"weights": 6.0 * 2**30}}).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["6.0 GiB"]
+    assert axes.get_xlabel() == "GiB"
 
 
 def test_a_sweep_marks_the_suggested_and_the_lowest_rate() -> None:

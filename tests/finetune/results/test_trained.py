@@ -32,9 +32,10 @@ def test_a_run_notes_the_rank_of_every_layer_by_its_name_and_its_memory(lora_run
     assert all(rank > 0 for by_step in ranks.values() for rank in by_step.values())
     noted = lora_run.facts["memory"]
     assert noted["gradients"] == 4 * lora_run.info["trainable_parameters"]
-    assert noted["weights"] == 4 * lora_run.info["total_parameters"]
+    buffers = noted["weights"] - 4 * lora_run.info["total_parameters"]
+    assert 0 <= buffers < 100  # The frequencies of the rotary embedding.
     assert noted["optimizer"] == lora_run.report["optimizer_state_bytes"]
-    assert noted["peak"] > noted["weights"]
+    assert noted["peak_of"] == "the process"
 
 
 def test_a_run_leaves_a_card_of_its_own_beside_its_weights(lora_run: RunFolder) -> None:
@@ -127,7 +128,16 @@ def test_a_run_that_held_nothing_out_asks_for_data(lora_run: RunFolder, tmp_path
 # Merging
 
 
-@pytest.mark.parametrize("kind", ["lora.lora_alpha=8", "lora.use_dora=true", "lora.use_rslora=true"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "lora.lora_alpha=8",
+        "lora.use_dora=true",
+        "lora.use_rslora=true",
+        "lora.init_lora_weights=pissa",
+        "lora.init_lora_weights=olora",
+    ],
+)
 def test_a_merged_model_has_the_loss_of_its_run_and_needs_neither_peft_nor_the_base(
     kind: str, train: Callable[..., RunFolder], chats_file: Path, tmp_path: Path
 ) -> None:
