@@ -594,8 +594,9 @@ class SCAO:
 
     Step t: the momentum takes the gradient; the direction is Adam's up to step max(warmup_steps, min_precond_updates),
     the whitened one from `blend_steps` later on, and between them a mixture; then, when t is a multiple of
-    precond_freq, or 2, 3 or 6 and below it, the frames turn and the active rank is chosen anew. Each block moves by no
-    more than tau times the norm of its weights, whose root mean square counts as 0.1 / √columns at least.
+    precond_freq, or 2, 3 or 6 and below it, the frames turn and the active rank is chosen anew. An update of a block
+    of norm a becomes one of 1 / (1/a + 1/b), b being tau times the norm of the block's weights, whose root mean square
+    counts as 0.1 / √columns at least.
 
     Args:
         frames: for each block, row by row, the frame (d, k) of its short side at the first step.
@@ -652,7 +653,7 @@ class SCAO:
             return direction
         size = max(float((weight**2).mean().sqrt()), 0.1 / math.sqrt(weight.shape[1])) * math.sqrt(weight.numel())
         length = self.lr * float((direction**2).sum().sqrt())
-        return direction * min(1.0, self.tau * size / length) if length else direction
+        return direction / (1 + length / (self.tau * size))
 
     def step(self, grad: Tensor) -> Tensor:
         self.steps += 1

@@ -50,7 +50,8 @@ class SCAO(KroneckerOptimizer):
         p <- (1 − lr·λ) p − s · lr · c · D / rms(D)
 
     with c = 0.8 √(rows / columns), or 0.8 for a low-rank factor, so that AdamW's learning rate is where to start, and
-    s ≤ 1 such that no update exceeds `tau` times the weights in norm (weights below 0.1/√columns count as that).
+    s = 1 / (1 + a / (tau ‖p‖)) for an update of norm a: much shorter than `tau` ‖p‖ it stays as it is, and it never
+    gets longer than that (weights below 0.1/√columns count as that).
     U (m, k) follows the leading eigenvectors of X Xᵀ: every `precond_freq` steps U <- orth(X Zᵀ), one step of
     orthogonal iteration, of a product that the step needs anyway. With k = m, W is an orthogonal factor of X, as in
     Muon but by a Cholesky factor; nothing of size m×m is formed for k < m. δ and δ_b are `damping` times the mean
@@ -89,8 +90,8 @@ class SCAO(KroneckerOptimizer):
             stand above the rest.
         block_rows: rows of a block of the rest.
         damping: relative Tikhonov damping of every Gram matrix.
-        tau: longest update in units of the weights' norm, so that a learning rate that is too large does little
-            harm; None for no bound.
+        tau: what the norm of an update approaches where the learning rate is too large, in units of the weights'
+            norm, so that it does little harm; None for no bound.
         max_precond_dim: longer sides are cut into equal blocks, each with a subspace of its own.
         state_dtype: of momentum, AdamW's moments and U between steps: "float32"; "bfloat16"; or "int8", with second
             moments and U in bfloat16. Rounded along offsets that even out over the steps, so that averages are not
@@ -128,7 +129,7 @@ class SCAO(KroneckerOptimizer):
         epsilon_sparse: float = 0.0,
         block_rows: int = 16,
         damping: float = 1e-4,
-        tau: float | None = 0.04,
+        tau: float | None = 0.08,
         max_precond_dim: int = 16384,
         state_dtype: str = "float32",
         compile: bool = False,
@@ -255,8 +256,9 @@ class SCAO(KroneckerOptimizer):
         fan_in = layout.row_shape[1]
         least = LEAST_WEIGHT * math.sqrt(math.prod(layout.row_shape) / fan_in)
         longest = group["tau"] * read_norms().clamp_min(least)
-        norms = group["lr"] * torch.linalg.vector_norm(direction, dim=(-2, -1))
-        return direction.mul_((longest / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1.0)[:, None, None])
+        length = group["lr"] * torch.linalg.vector_norm(direction, dim=(-2, -1))
+        # With tau = 0, longest is: so written, zero over zero does not arise.
+        return direction.mul_((longest / (longest + length).clamp_min(torch.finfo(length.dtype).tiny))[:, None, None])
 
     @staticmethod
     def _refresh(state: Storage, layout: Layout, group: Group, step: int, whitened: Whitened) -> None:
