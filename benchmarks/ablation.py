@@ -48,6 +48,7 @@ def _arms() -> list[Arm]:
         "block_rows": (1, 8, 32, 64),
         "precond_freq": (1, 50),
         "damping": (1e-3, 1e-2),
+        "tau": (None, 0.04, 0.16),
         "warmup_steps": (10, 50),
         "blend_steps": (50,),
         "epsilon_sparse": (0.05, 0.2),
