@@ -70,13 +70,15 @@ def evaluate(
 
 
 def print_result(result: Evaluated) -> None:
+    from scao_hf.finetune.units import counted
+
     from . import figures
     from .render import columns, loss_tokens, result_width
 
     rows = [
         ("loss", f"{result.loss:.4f} (nats per token, on {loss_tokens(result.loss_on)})"),
         ("perplexity", figures.perplexity(result.perplexity)),
-        ("data", f"{result.data}: {result.rows} rows, {figures.count(result.tokens)} tokens counted"),
+        ("data", f"{result.data}: {counted(result.rows, 'row')}, {figures.count(result.tokens)} tokens counted"),
         ("took", figures.duration(result.seconds)),
     ]
     if result.recorded_loss is not None:
