@@ -25,11 +25,16 @@ _LEAST_TRAINING = {
 METRICS = ("loss", "perplexity")
 """What is measured on held-out rows, so that the best step can be told by it."""
 
+_SEEDS = ("seed", "data_seed")
+_MOST_SEED = 2**32 - 1
+"""What NumPy's generator takes."""
+
 _DECAYS = ("adam_beta1", "adam_beta2")
 
 
 def inconsistencies(recipe: Recipe) -> Iterator[Problem]:
     """Every value that no run could use, before a library or a weight is loaded for it."""
+    yield from _empty_names(recipe)
     yield from _data_errors(recipe)
     yield from _training_errors(recipe)
     yield from _held_out_errors(recipe)
@@ -44,6 +49,19 @@ def inconsistencies(recipe: Recipe) -> Iterator[Problem]:
     yield from _start_errors(recipe)
     if recipe.lora is not None and recipe.model.from_scratch:
         yield "model.from_scratch", "an adapter on random weights is of no use", "write lora: null"
+
+
+def _empty_names(recipe: Recipe) -> Iterator[Problem]:
+    names = {
+        "model.model_name_or_path": recipe.model.model_name_or_path,
+        "data.path": recipe.data.path,
+        "data.eval_path": recipe.data.eval_path,
+        "training.output_dir": recipe.training.get("output_dir"),
+    }
+    for path, name in names.items():
+        # The current folder, to whoever makes a path of it: what `--data "$DATA"` gives where DATA is not set.
+        if name == "":
+            yield path, f"`{path}` is empty", "give a name or a path; is a variable of the shell not set?"
 
 
 def _start_errors(recipe: Recipe) -> Iterator[Problem]:
@@ -75,6 +93,11 @@ def _training_errors(recipe: Recipe) -> Iterator[Problem]:
     training = recipe.training
     for key, least in _LEAST_TRAINING.items():
         yield from _below(f"training.{key}", training.get(key), least)
+    for key in _SEEDS:
+        seed = training.get(key)
+        if seed is not None and not 0 <= seed <= _MOST_SEED:
+            message = f"`training.{key}` must be from 0 to {_MOST_SEED}, got {seed}"
+            yield f"training.{key}", message, "write 42"
     for key in _DECAYS:
         decay = training.get(key)
         if decay is not None and not 0 <= decay < 1:

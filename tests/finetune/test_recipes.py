@@ -196,6 +196,8 @@ modle: 3
         ("scao.lr=1", "`scao.lr` is not a key of a recipe", "write training.learning_rate"),
         ("training.optim=adamw_troch", "`training.optim` cannot be 'adamw_troch'", "did you mean `adamw_torch`?"),
         ("training.optim=scoa", "`training.optim` cannot be 'scoa' (text)", "did you mean `scao`?"),
+        ("training.optim=SCAO", "`training.optim` cannot be 'SCAO' (text)", "did you mean `scao`?"),
+        ("training.optim=adam", "`training.optim` cannot be 'adam' (text)", "did you mean `adamw_torch`?"),
         ("training.optim=muon", "`training.optim` must be one of adamw_torch, ", None),
         ("training.optim_args=rho=1", "`training.optim_args` is not a key of a recipe", "write the section `scao`"),
         ("training.eval_strategy=sometimes", "`training.eval_strategy` must be one of no, steps, epoch", None),
@@ -221,6 +223,14 @@ modle: 3
         ("lora=3", "section `lora` must be a mapping, got 3", "write lora.KEY=VALUE"),
         ("learning_rate", "`learning_rate` is not an override", "write section.key=value"),
         ("training.seed=[1", "the value of `training.seed` is not valid YAML", "quote it"),
+        ("seed=-1", "`training.seed` must be from 0 to 4294967295, got -1", "write 42"),
+        ("data_seed=4294967296", "`training.data_seed` must be from 0 to 4294967295, got 4294967296", "write 42"),
+        ("data.path=''", "`data.path` is empty", "give a name or a path; is a variable of the shell not set?"),
+        (
+            "output_dir=''",
+            "`training.output_dir` is empty",
+            "give a name or a path; is a variable of the shell not set?",
+        ),
         ("lr=1e-3", "unknown key `lr`", "did you mean `training.learning_rate`?"),
         (
             "warmup_steps=3",
