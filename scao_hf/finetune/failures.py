@@ -85,7 +85,13 @@ def _disk(error: BaseException, output_dir: Path) -> FinetuneError | None:
 
 
 def _setup(error: BaseException, _output_dir: Path) -> FinetuneError | None:
+    from scao_hf.hf.backends import UnsupportedBackendError
+
     text = str(error)
+    if isinstance(error, UnsupportedBackendError):
+        return FinetuneError(
+            "config.sharding", text, "leave it out: --gpus N trains on several GPUs; or training.optim=adamw_torch"
+        )
     if "nn.DataParallel" in text:
         message = "several GPUs are visible to one process"
         return FinetuneError("config.several-gpus", message, "make one visible: CUDA_VISIBLE_DEVICES=0")

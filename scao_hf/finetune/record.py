@@ -190,12 +190,17 @@ def hardware() -> dict[str, Any]:
     return {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 
+def heavy_folders(directory: Path) -> list[Path]:
+    """The folders with weights, checkpoints and figures of a run; empty where there is no run."""
+    named = [directory / name for name in (ADAPTER, MODEL, REPORT, STAGING)]
+    return [*filter(Path.is_dir, named), *checkpoint_folders(directory)]
+
+
 def _clear(directory: Path) -> None:
     """Remove the files of an earlier run, and nothing else; its run.json will be replaced."""
     for name in (METRICS, RESOLVED, ERROR_LOG, CARD):
         (directory / name).unlink(missing_ok=True)
-    folders = [directory / name for name in (ADAPTER, MODEL, REPORT, STAGING)] + checkpoint_folders(directory)
-    for folder in filter(Path.is_dir, folders):
+    for folder in heavy_folders(directory):
         shutil.rmtree(folder)
 
 

@@ -36,7 +36,8 @@ class Safety:
             Interrupted: after a signal, when the step in hand was finished and saved; after a second one, at once.
             FinetuneError: with the steps before it saved, if they can be.
         """
-        request = StopRequest(lambda name: self.notice(f"{name}: stopping after this step"))
+        processes = self.trainer.args.world_size
+        request = StopRequest(lambda name: self.notice(f"{name}: stopping after this step"), processes)
         self.trainer.add_callback(StopCallback(request))
         try:
             with request.listening():
@@ -51,9 +52,9 @@ class Safety:
                     self.notice(kept)
                 raise
             raise _more(known, kept) from error
-        if request.signal_name is not None and self.trainer.state.global_step < self.trainer.state.max_steps:
-            saved = self.trainer.save_resumable()
-            raise Interrupted(request.signal_name, self.trainer.state.global_step, saved)
+        name = request.agreed(self.trainer.args.device)
+        if name is not None and self.trainer.state.global_step < self.trainer.state.max_steps:
+            raise Interrupted(name, self.trainer.state.global_step, self.trainer.save_resumable())
 
     @contextmanager
     def advice(self) -> Iterator[None]:

@@ -220,6 +220,13 @@ modle: 3
         ("quantization={load_in_4bit: true, load_in_8bit: true}", "section `quantization`: ", None),
         ("quantization={bnb_4bit_quant_type: nf4}", "set load_in_4bit or load_in_8bit to true", None),
         ("model.from_scratch=true", "an adapter on random weights is of no use", "write lora: null"),
+        ("lora.lora_dropout=1.5", "`lora.lora_dropout` must be from 0 to 1, got 1.5", "write 0.05"),
+        (
+            "training.fsdp=full_shard",
+            "`training.fsdp` shards the matrices, and scao works on whole ones",
+            "write training.fsdp: null, or training.optim: adamw_torch",
+        ),
+        ("dataloader_num_workers=-1", "must be at least 0, got -1", "write 0 or more"),
         ("lora=3", "section `lora` must be a mapping, got 3", "write lora.KEY=VALUE"),
         ("learning_rate", "`learning_rate` is not an override", "write section.key=value"),
         ("training.seed=[1", "the value of `training.seed` is not valid YAML", "quote it"),
