@@ -117,6 +117,21 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_name() -> None:
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("name", ["chats.jsonl", "./chats.jsonl"])
+def test_data_in_the_place_of_a_recipe_are_told_where_they_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chats.jsonl").touch()
+    with pytest.raises(FinetuneError) as caught:
+        load_recipe(name)
+    assert (caught.value.code, caught.value.message) == (
+        "config.unknown-recipe",
+        f"{name} is a file of data, not a recipe",
+    )
+    assert caught.value.hint == f"give it as --data: scao-finetune train lora-sft --model MODEL --data {name}"
+
+
 def test_a_missing_recipe_file_is_refused_with_the_nearest_file(small: Path) -> None:
     with pytest.raises(FinetuneError) as caught:
         load_recipe(str(small.with_name("smal.yaml")))
