@@ -61,7 +61,7 @@ COMMANDS: dict[str, tuple[list[str], int]] = {
     "preview": (["preview", *TRAIN[1:], "-n", "1"], 0),
     "demo": (["demo", "training.learning_rate=-1"], 2),
     "compare": (["compare", "demo", "--optim", "scao", "--optim", "scao"], 2),
-    "lr-find": (["lr-find", *TRAIN[1:7], *SHORT[:4], "--steps", "20"], 0),
+    "lr-find": (["lr-find", *TRAIN[1:7], *SHORT[:4], "training.per_device_train_batch_size=1", "--steps", "20"], 0),
     "check": (["check", "demo", "cpu-smoke"], 0),
     "doctor": (["doctor"], 0),
     "recipes list": (["recipes", "list"], 0),
