@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,9 +13,6 @@ import torch
 from transformers import TrainerCallback
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-ECHO_SECONDS = 2.0
-"""A Ctrl-C reaches a process that torchrun started twice: from the terminal, and passed on by torchrun."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -57,14 +53,12 @@ class StopRequest:
         self.world_size = world_size
         self._on_request = on_request
         self._asked: signal.Signals | None = None
-        self._asked_at = 0.0
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self._asked is None:
-            self._asked, self._asked_at = signal.Signals(number), time.monotonic()
-            self._on_request(self._asked.name)
-        elif self.world_size == 1 or time.monotonic() - self._asked_at > ECHO_SECONDS:
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt  # Asked a second time: stop at once.
+        if self._asked is not None:  # Asked a second time: stop at once.
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        self._asked = signal.Signals(number)
+        self._on_request(self._asked.name)
 
     def agreed(self, device: torch.device) -> str | None:
         """The signal that any process got, the same in all of them; every process must ask at the same time."""

@@ -26,8 +26,8 @@ def main(recipe: str, overrides: list[str]) -> None:
     finetune(load_recipe(recipe, [*overrides, f"output_dir={whole}"]))
     try:
         finetune(load_recipe(recipe, overrides), Stopping())
-    except Interrupted:
-        pass
+    except Interrupted as stopped:
+        assert (stopped.signal_name, stopped.step) == ("SIGINT", 6)
     else:
         raise AssertionError("the run was not stopped")
     finetune(load_recipe(recipe, overrides), resume=True)
