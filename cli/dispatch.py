@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import typer
 
+from scao_hf.finetune.errors import Interrupted
+
 from .app import PROGRAM, app
 from .console import console_for, tell, tolerate_unprintable
 from .documents import print_document
@@ -44,7 +46,8 @@ def report(error: BaseException, invocation: Invocation) -> int:
     if failure is None:
         failure = unforeseen(error, invocation.run_directory, debug=invocation.debug)
     if process_number() > 0:
-        tell(f"process {process_number()}: error[{failure.code}]: {failure.message}")
+        if not isinstance(failure, Interrupted):  # All processes stop together, and the first one tells of it.
+            tell(f"process {process_number()}: error[{failure.code}]: {failure.message}")
         return failure.exit_code
     print_failure(failure, console_for(sys.stderr))
     if invocation.json:

@@ -62,6 +62,8 @@ def foreseen(error: BaseException) -> FinetuneError | None:
         return Interrupted("SIGINT", 0, None)
     if isinstance(error, ModuleNotFoundError):
         return missing_extra((error.name or "").partition(".")[0])
+    if isinstance(error, PermissionError):
+        return FinetuneError("disk.permission", f"no permission for {error.filename or error}", "change its mode")
     return None
 
 

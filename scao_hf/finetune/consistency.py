@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.schema import CONVERTED_STARTS
+from scao_hf.hf.options import OPTIMIZERS
 
 Problem = tuple[str, str, str]
 """The key at fault as "section.key", a sentence, and what would do."""
@@ -21,33 +22,57 @@ _LEAST_TRAINING = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
 }
 METRICS = ("loss", "perplexity")
 """What is measured on held-out rows, so that the best step can be told by it."""
+
+_SEEDS = ("seed", "data_seed")
+_MOST_SEED = 2**32 - 1
+"""What NumPy's generator takes."""
 
 _DECAYS = ("adam_beta1", "adam_beta2")
 
 
 def inconsistencies(recipe: Recipe) -> Iterator[Problem]:
     """Every value that no run could use, before a library or a weight is loaded for it."""
+    yield from _empty_names(recipe)
     yield from _data_errors(recipe)
     yield from _training_errors(recipe)
     yield from _held_out_errors(recipe)
     yield from _streaming_errors(recipe)
     yield from _best_model_errors(recipe)
+    yield from _sharding_errors(recipe)
     if recipe.data.packing and recipe.data.max_length is None:
         yield "data.packing", "packing fills rows of data.max_length tokens, which is null", "set data.max_length"
     if recipe.quantization is not None and recipe.lora is None:
         yield "quantization", "quantized weights cannot be trained without an adapter", "add a section `lora`"
     if recipe.quantization is not None and recipe.model.from_scratch:
         yield "quantization", "a model from scratch has no weights to quantize", "write quantization: null"
-    yield from _start_errors(recipe)
+    yield from _adapter_errors(recipe)
     if recipe.lora is not None and recipe.model.from_scratch:
         yield "model.from_scratch", "an adapter on random weights is of no use", "write lora: null"
 
 
-def _start_errors(recipe: Recipe) -> Iterator[Problem]:
+def _empty_names(recipe: Recipe) -> Iterator[Problem]:
+    names = {
+        "model.model_name_or_path": recipe.model.model_name_or_path,
+        "data.path": recipe.data.path,
+        "data.eval_path": recipe.data.eval_path,
+        "training.output_dir": recipe.training.get("output_dir"),
+    }
+    for path, name in names.items():
+        # The current folder, to whoever makes a path of it: what `--data "$DATA"` gives where DATA is not set.
+        if name == "":
+            yield path, f"`{path}` is empty", "give a name or a path; is a variable of the shell not set?"
+
+
+def _adapter_errors(recipe: Recipe) -> Iterator[Problem]:
     lora = recipe.lora or {}
+    dropout = lora.get("lora_dropout")
+    if dropout is not None and not 0 <= dropout <= 1:
+        path = "lora.lora_dropout"
+        yield path, f"`{path}` must be from 0 to 1, got {dropout}", "write 0.05"
     start = lora.get("init_lora_weights")
     if start not in CONVERTED_STARTS:
         return
@@ -75,6 +100,11 @@ def _training_errors(recipe: Recipe) -> Iterator[Problem]:
     training = recipe.training
     for key, least in _LEAST_TRAINING.items():
         yield from _below(f"training.{key}", training.get(key), least)
+    for key in _SEEDS:
+        seed = training.get(key)
+        if seed is not None and not 0 <= seed <= _MOST_SEED:
+            message = f"`training.{key}` must be from 0 to {_MOST_SEED}, got {seed}"
+            yield f"training.{key}", message, "write 42"
     for key in _DECAYS:
         decay = training.get(key)
         if decay is not None and not 0 <= decay < 1:
@@ -103,6 +133,14 @@ def _best_model_errors(recipe: Recipe) -> Iterator[Problem]:
         path = "training.early_stopping_patience"
         message = f"`{path}` counts evaluations without an improvement, and training.eval_strategy is no"
         yield path, message, "write training.eval_strategy: steps, and eval_steps"
+
+
+def _sharding_errors(recipe: Recipe) -> Iterator[Problem]:
+    optimizer = str(recipe.training.get("optim"))
+    for path in ("training.deepspeed", "training.fsdp"):
+        if optimizer in OPTIMIZERS and recipe.training.get(path.removeprefix("training.")):
+            message = f"`{path}` shards the matrices, and {optimizer} works on whole ones"
+            yield path, message, f"write {path}: null, or training.optim: adamw_torch"
 
 
 def _below(path: str, value: float | None, least: int) -> Iterator[Problem]:

@@ -124,6 +124,7 @@ def _converter(table: Table, data: DataSection, template: Template) -> _Converte
     """The converter for a table, after its format and loss have been settled."""
     mapped = formats.map_columns(table.columns, data.column_mapping, table.name)
     row_format = formats.detect_format(mapped, data.format, table.name)
+    formats.check_verdicts(mapped, data.format, [row.values for row in table.rows], table.name)
     if row_format in formats.CHATS and not template.exists:
         message = f"{table.name} has chats (format {row_format}) and the tokenizer has no chat template"
         hint = "use an instruction-tuned model, or training.chat_template_path=MODEL_OR_FILE"

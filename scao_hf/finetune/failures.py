@@ -74,8 +74,10 @@ def _disk(error: BaseException, output_dir: Path) -> FinetuneError | None:
         hint = f"free some space, or write elsewhere: training.output_dir; {output_dir} keeps what is complete"
         return FinetuneError("disk.full", f"no space left on the device that holds {output_dir}", hint)
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        place = error.filename or output_dir
-        return FinetuneError("disk.permission", f"no permission to write {place}", "set training.output_dir")
+        place = Path(error.filename or output_dir)
+        if place.absolute().is_relative_to(output_dir.absolute()):
+            return FinetuneError("disk.permission", f"no permission to write {place}", "set training.output_dir")
+        return FinetuneError("disk.permission", f"no permission for {place}", "change its mode")
     if isinstance(error, RuntimeError) and any(words in text for words in _TORCH_WRITING):
         hint = f"check the disk and the space on it; {output_dir} keeps what is complete"
         return FinetuneError("disk.write", f"cannot write {output_dir}: {text.splitlines()[0]}", hint)
@@ -83,7 +85,13 @@ def _disk(error: BaseException, output_dir: Path) -> FinetuneError | None:
 
 
 def _setup(error: BaseException, _output_dir: Path) -> FinetuneError | None:
+    from scao_hf.hf.backends import UnsupportedBackendError
+
     text = str(error)
+    if isinstance(error, UnsupportedBackendError):
+        return FinetuneError(
+            "config.sharding", text, "leave it out: --gpus N trains on several GPUs; or training.optim=adamw_torch"
+        )
     if "nn.DataParallel" in text:
         message = "several GPUs are visible to one process"
         return FinetuneError("config.several-gpus", message, "make one visible: CUDA_VISIBLE_DEVICES=0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,11 @@ class Row:
     """"data.jsonl:12" for a line, "data.parquet row 12" otherwise; rows and lines count from one."""
 
 
+def suffix_of(path: Path) -> str:
+    """By which a file's kind is known, whatever its case."""
+    return path.suffix.lower()
+
+
 def read_file(path: Path) -> Iterator[Row]:
     """The rows of a file whose suffix is one of `SUFFIXES`, read as they are asked for where its kind allows.
 
@@ -32,12 +37,12 @@ def read_file(path: Path) -> Iterator[Row]:
         FinetuneError: data.malformed with the place, data.unreadable.
     """
     try:
-        yield from _READERS[path.suffix](path)
+        yield from _READERS[suffix_of(path)](path)
     except UnicodeDecodeError as error:
         message = f"{path} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at position {error.start}"
         raise FinetuneError("data.malformed", message, "convert it to UTF-8") from error
     except PermissionError as error:
-        raise FinetuneError("data.unreadable", f"no permission to read {path}", "change the file's mode") from error
+        raise FinetuneError("data.unreadable", f"no permission to read {path}", "change its mode") from error
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -91,12 +96,22 @@ def _read_csv(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
         try:
+            _check_csv_header(reader.fieldnames or (), path)
             for row in reader:
                 _check_csv_row(row, path, reader.line_num)
                 yield Row(row, f"{path}:{reader.line_num}")
         except csv.Error as error:
             place = Location(str(path), reader.line_num)
             raise FinetuneError("data.malformed", f"invalid CSV ({error})", "check the quotes", place) from error
+
+
+def _check_csv_header(names: Sequence[str], path: Path) -> None:
+    """Refuse a header whose only name is several, parted by something else than commas."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if len(names) == 1 and separator in names[0]:
+            message = f"the columns are parted by {name}, and those of a .csv file by commas"
+            place = Location(str(path), 1, names[0].index(separator) + 1, names[0])
+            raise FinetuneError("data.malformed", message, "write it again with commas", place)
 
 
 def _check_csv_row(row: dict[Any, Any], path: Path, line: int) -> None:

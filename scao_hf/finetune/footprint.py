@@ -20,12 +20,23 @@ def footprint(model: torch.nn.Module, optimizer_bytes: int, gauge: Gauge) -> dic
     Returns:
         weights, gradients (one for each trained parameter, in its dtype), optimizer, peak and peak_of; see `Gauge`.
     """
+    return shares(model, optimizer_bytes) | {
+        "peak": gauge.peak(),
+        "peak_of": peak_of(gauge.device),
+    }
+
+
+def peak_of(device: torch.device) -> str:
+    """Whose memory a peak on the device is."""
+    return "the process" if device.type == "cpu" else "torch's allocator"
+
+
+def shares(model: torch.nn.Module, optimizer_bytes: int) -> dict[str, Any]:
+    """Bytes of weights, gradients (one for each trained parameter, in its dtype) and optimizer."""
     return {
         "weights": held_bytes(model),
         "gradients": trainable_bytes(model),
         "optimizer": optimizer_bytes,
-        "peak": gauge.peak(),
-        "peak_of": "the process" if gauge.device.type == "cpu" else "torch's allocator",
     }
 
 

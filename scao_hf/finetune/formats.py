@@ -38,6 +38,9 @@ CHATS = ("messages", "sharegpt")
 # A row may fit two formats; the earlier says more about which tokens to learn.
 _DETECTION = ("messages", "sharegpt", "prompt_completion", "alpaca", "text")
 
+_JUDGED = {"prompt", "completion", "label"}
+"""Columns of answers that are each called good or bad."""
+
 _LIKELY = {
     "prompt": ("question", "query", "input", "source", "instruction"),
     "completion": ("answer", "response", "output", "target", "reply"),
@@ -107,6 +110,37 @@ def detect_format(mapped: Mapping[str, str], wanted: str, source: str) -> str:
     if not fitting:
         raise _no_format(mapped, source)
     return fitting[0]
+
+
+def check_verdicts(mapped: Mapping[str, str], wanted: str, rows: Sequence[Columns], source: str) -> None:
+    """Refuse answers that come with a verdict, of which the bad ones would be learned like the good ones.
+
+    Args:
+        mapped: from `map_columns`.
+        wanted: `data.format`; whoever names one knows the columns.
+        rows: the data's own columns.
+        source: for messages.
+
+    Raises:
+        FinetuneError: data.unpaired-preference.
+    """
+    if wanted != "auto" or not mapped.keys() >= _JUDGED:
+        return
+    verdicts = [_verdict(row.get(mapped["label"])) for row in rows]
+    if None in verdicts or False not in verdicts:  # Labels of another kind, or nothing but good answers.
+        return
+    good, bad = verdicts.count(True), verdicts.count(False)
+    message = (
+        f"{source} has answers with a verdict (prompt, completion, label: {good} true, {bad} false), and this tool "
+        "learns every answer"
+    )
+    hint = "leave out the rows whose label is false; or data.format=prompt_completion to learn the bad answers as well"
+    raise FinetuneError("data.unpaired-preference", message, hint)
+
+
+def _verdict(label: Any) -> bool | None:
+    """The truth value of a label, which in a .csv is a word; None for a label of another kind."""
+    return label if isinstance(label, bool) else {"true": True, "false": False}.get(str(label).lower())
 
 
 def _fits(mapped: Mapping[str, str], name: str) -> bool:

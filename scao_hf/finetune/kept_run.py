@@ -19,6 +19,7 @@ from scao_hf.finetune.outcome import FinetuneReport
 from scao_hf.finetune.planning.memory import memory_of
 from scao_hf.finetune.planning.outcome import Memory
 from scao_hf.finetune.planning.shapes import shapes_of
+from scao_hf.finetune.planning.space import check_space
 from scao_hf.finetune.preflight import longest_row
 from scao_hf.finetune.progress import Reporter
 from scao_hf.finetune.recipes import resolved_yaml
@@ -49,6 +50,7 @@ class KeptRun(Stages):
     def report(self) -> FinetuneReport:
         self.load_inputs()
         self._compare_with_checkpoint()
+        self._check_space()
         self.load_weights()
         self.build_trainer()
         self._prepare_checkpoints()
@@ -64,6 +66,11 @@ class KeptRun(Stages):
         if is_first_process():
             write_card(open_run(self.output_dir))
         return report
+
+    def _check_space(self) -> None:
+        if is_first_process():  # The others write nothing.
+            for notice in check_space(self.recipe, self.inputs, self.output_dir):
+                self.observer.notice(notice)
 
     def load_weights(self) -> None:
         self.gauge, self.available = Gauge(self.device), available_bytes(self.device)

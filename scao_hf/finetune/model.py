@@ -32,7 +32,8 @@ def model_reference(section: ModelSection) -> str:
     """What to give to `from_pretrained`: a directory or a hub id.
 
     Raises:
-        FinetuneError: model.not-found, model.is-adapter, model.no-config for a directory that will not do.
+        FinetuneError: model.not-found, model.is-adapter, model.no-config, model.unreadable for a directory that will
+            not do.
     """
     assert section.model_name_or_path is not None
     name = section.model_name_or_path
@@ -40,7 +41,10 @@ def model_reference(section: ModelSection) -> str:
         return str(embedded.model_directory())
     path = Path(os.path.expandvars(name)).expanduser()
     if path.is_dir():
-        _check_directory(path)
+        try:
+            _check_directory(path)
+        except PermissionError as error:
+            raise FinetuneError("model.unreadable", f"no permission to read {path}", "change its mode") from error
         return str(path)
     if path.is_file():
         raise FinetuneError("model.not-found", f"{name} is a file, not a model's directory", "give its directory")

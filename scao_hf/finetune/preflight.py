@@ -14,9 +14,13 @@ from scao_hf.finetune.errors import FinetuneError
 from scao_hf.finetune.evaluate import IGNORED
 from scao_hf.finetune.isolation import check_isolation
 from scao_hf.finetune.model import check_token_ids, context_length
+from scao_hf.finetune.units import count
 
 LEAST_SHARE = 0.02
 """Of all tokens, those that the loss counts; a smaller share is worth a word."""
+
+SLOW_ON_CPU = 50_000_000
+"""Parameters from which on a step takes seconds."""
 
 _MASKS = ("completion_mask", "assistant_masks")
 _FIRST_OF_A_STREAM = 64
@@ -103,7 +107,33 @@ def few_supervised(share: float) -> list[str]:
 
 
 def notices(trainer: Any, recipe: Recipe, model: Any) -> list[str]:
-    """What is odd about the training rows, and yet can be trained on."""
+    """What is odd about the model, the adapter or the training rows, and yet can be trained on."""
+    return [*_slow(trainer.args, model), *_unmatched(recipe, model), *_endless(trainer, recipe, model)]
+
+
+def _slow(args: Any, model: Any) -> list[str]:
+    """That a model of some size trains on a CPU, where nobody asked for that."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if args.device.type != "cpu" or args.use_cpu or parameters < SLOW_ON_CPU:
+        return []
+    told = f"no GPU was found, and {count(parameters)} parameters train on the CPU"
+    return [f"{told}: `scao-finetune plan --probe` measures how long that will take"]
+
+
+def _unmatched(recipe: Recipe, model: Any) -> list[str]:
+    """That the adapter names a layer which the model does not have; PEFT only minds where it finds none of them."""
+    wanted = (recipe.lora or {}).get("target_modules")
+    if not isinstance(wanted, list):
+        return []
+    paths = [f".{path}" for path, _ in model.named_modules()]
+    missing = [name for name in wanted if not any(path.endswith(f".{name}") for path in paths)]
+    if not missing:
+        return []
+    return [f"lora.target_modules names {', '.join(missing)}, and the model has no such layer"]
+
+
+def _endless(trainer: Any, recipe: Recipe, model: Any) -> list[str]:
+    """That the loss counts no token at which a reply ends."""
     table = _known_rows(trainer.train_dataset).with_format("arrow")[:]
     ends = end_tokens(trainer.processing_class, model)
     if not ends or supervises(table, ends):

@@ -13,6 +13,8 @@ from typing import Any
 from scao_hf.finetune import yaml_core
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.errors import FinetuneError
+from scao_hf.finetune.file_readers import SUFFIXES as DATA_SUFFIXES
+from scao_hf.finetune.file_readers import suffix_of
 from scao_hf.finetune.schema import DEFAULT_OPTIMIZER, closest
 
 SUFFIXES = (".yaml", ".yml")
@@ -124,6 +126,9 @@ def find_recipe(name_or_path: str) -> Path:
         FinetuneError: config.missing-file for a path, config.unknown-recipe for a name.
     """
     given = Path(name_or_path).expanduser()
+    if suffix_of(given) in DATA_SUFFIXES and given.is_file():
+        hint = f"give it as --data: scao-finetune train lora-sft --model MODEL --data {name_or_path}"
+        raise FinetuneError("config.unknown-recipe", f"{name_or_path} is a file of data, not a recipe", hint)
     if given.suffix in SUFFIXES or os.sep in name_or_path or name_or_path.startswith("."):
         return _existing_file(given)
     candidates = [Path(LOCAL_FOLDER, f"{name_or_path}.yaml"), Path(str(_packaged() / f"{name_or_path}.yaml"))]

@@ -31,9 +31,9 @@ def check_directory(directory: Path, overwrite: bool) -> None:
     Raises:
         FinetuneError: config.output-exists, disk.permission.
     """
-    if directory.exists() and not directory.is_dir():
+    if os.path.isfile(directory):
         raise FinetuneError("config.output-exists", f"{directory} is a file", "set training.output_dir")
-    if directory.is_dir() and not is_blank(directory):
+    if os.path.isdir(directory) and not is_blank(directory):
         if not overwrite:
             message = f"{directory} exists and is not empty"
             goes_on = "--resume goes on with the run in it, " if has_run(directory) else ""
@@ -59,10 +59,14 @@ def check_permission(directory: Path) -> None:
     """Refuse a directory that cannot be written or made.
 
     Raises:
-        FinetuneError: disk.permission.
+        FinetuneError: config.output-exists, disk.permission.
     """
-    existing = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
-    if not os.access(existing, os.W_OK):
+    # os.path, where a folder that may not be looked into is one without entries.
+    existing = next(parent for parent in (directory, *directory.absolute().parents) if os.path.exists(parent))
+    if not existing.is_dir():
+        message = f"{directory} cannot be made a folder: {existing} is a file"
+        raise FinetuneError("config.output-exists", message, "set training.output_dir")
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise FinetuneError("disk.permission", f"no permission to write {existing}", "set training.output_dir")
 
 
@@ -186,12 +190,17 @@ def hardware() -> dict[str, Any]:
     return {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 
+def heavy_folders(directory: Path) -> list[Path]:
+    """The folders with weights, checkpoints and figures of a run; empty where there is no run."""
+    named = [directory / name for name in (ADAPTER, MODEL, REPORT, STAGING)]
+    return [*filter(Path.is_dir, named), *checkpoint_folders(directory)]
+
+
 def _clear(directory: Path) -> None:
     """Remove the files of an earlier run, and nothing else; its run.json will be replaced."""
     for name in (METRICS, RESOLVED, ERROR_LOG, CARD):
         (directory / name).unlink(missing_ok=True)
-    folders = [directory / name for name in (ADAPTER, MODEL, REPORT, STAGING)] + checkpoint_folders(directory)
-    for folder in filter(Path.is_dir, folders):
+    for folder in heavy_folders(directory):
         shutil.rmtree(folder)
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from scao_hf.finetune.advice import out_of_memory
 from scao_hf.finetune.checkpoints import last_checkpoint
 from scao_hf.finetune.config import Recipe
+from scao_hf.finetune.devices import peak_bytes
 from scao_hf.finetune.errors import FinetuneError, Interrupted
 from scao_hf.finetune.failures import memory_reason, translated
+from scao_hf.finetune.footprint import peak_of, shares, state_bytes
 from scao_hf.finetune.signals import StopCallback, StopRequest, name_of
 from scao_hf.finetune.trainer import GuardedTrainer
+from scao_hf.finetune.units import byte_size
 
 
 class Safety:
@@ -36,7 +40,8 @@ class Safety:
             Interrupted: after a signal, when the step in hand was finished and saved; after a second one, at once.
             FinetuneError: with the steps before it saved, if they can be.
         """
-        request = StopRequest(lambda name: self.notice(f"{name}: stopping after this step"))
+        processes = self.trainer.args.world_size
+        request = StopRequest(lambda name: self.notice(f"{name}: stopping after this step"), processes)
         self.trainer.add_callback(StopCallback(request))
         try:
             with request.listening():
@@ -51,9 +56,9 @@ class Safety:
                     self.notice(kept)
                 raise
             raise _more(known, kept) from error
-        if request.signal_name is not None and self.trainer.state.global_step < self.trainer.state.max_steps:
-            saved = self.trainer.save_resumable()
-            raise Interrupted(request.signal_name, self.trainer.state.global_step, saved)
+        name = request.agreed(self.trainer.args.device)
+        if name is not None and self.trainer.state.global_step < self.trainer.state.max_steps:
+            raise Interrupted(name, self.trainer.state.global_step, self.trainer.save_resumable())
 
     @contextmanager
     def advice(self) -> Iterator[None]:
@@ -98,8 +103,17 @@ class Safety:
         """The error as one that states what would do; None if nobody foresaw it."""
         known = error if isinstance(error, FinetuneError) else translated(error, self.trainer.folder)
         if known is not None and known.code == "memory.out":
-            return out_of_memory(self.recipe, memory_reason(error), self.trainer.evaluating)
+            reason = f"{memory_reason(error)} ({self._held()})"
+            return out_of_memory(self.recipe, reason, self.trainer.evaluating)
         return known
+
+    def _held(self) -> str:
+        """What the memory holds, by what it is for, and how much of it was taken at most."""
+        trainer: Any = self.trainer
+        state = 0 if trainer.optimizer is None else state_bytes(trainer.optimizer)
+        known = ", ".join(f"{part} {byte_size(size)}" for part, size in shares(trainer.model, state).items())
+        device = trainer.args.device
+        return f"in use: {known}; the peak of {peak_of(device)} was {byte_size(peak_bytes(device))}"
 
 
 def _more(error: FinetuneError, told: str) -> FinetuneError:

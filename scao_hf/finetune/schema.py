@@ -333,13 +333,22 @@ def choices(hint: Any) -> list[str]:
     return [str(member.value) for enumeration in _enumerations([hint]) for member in enumeration]
 
 
+_TELLING = 4
+"""Letters that tell which word was begun."""
+
+
 def closest(word: str, words: Iterable[str]) -> str | None:
-    """The word of `words` most like a mistyped one; None if none is like it."""
-    matches = difflib.get_close_matches(word, list(words), n=3, cutoff=0.7)
+    """The word of `words` most like a mistyped one, or the first that it begins; None if none is like it."""
+    known = {one.lower(): one for one in words}
+    word = word.lower()
+    begun = [one for name, one in known.items() if len(word) >= _TELLING and name.startswith(word)]
+    if begun:
+        return begun[0]
+    matches = difflib.get_close_matches(word, known, n=3, cutoff=0.7)
 
     def likeness(match: str) -> tuple[float, int]:
         # Of words equally like it, the one that begins as it does: a typo is rarely in the first letters.
         begins = sum(match.startswith(word[:length]) for length in range(1, len(word) + 1))
         return difflib.SequenceMatcher(None, match, word).ratio(), begins
 
-    return max(matches, key=likeness, default=None)
+    return known[max(matches, key=likeness)] if matches else None

@@ -11,11 +11,13 @@ from typing import Any
 
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.errors import FinetuneError, raise_all
-from scao_hf.finetune.schema import EARLY_STOPPING
+from scao_hf.finetune.schema import EARLY_STOPPING, closest
 from scao_hf.hf.options import OPTIMIZERS, adam_steps_of, format_options
 
 _REPORTERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
 """Trackers that an extra of this package installs, and the module that must be there."""
+
+_ALL_REPORTERS = ("none", "all")
 
 
 def require_complete(recipe: Recipe) -> None:
@@ -39,14 +41,24 @@ def output_directory(recipe: Recipe) -> Path:
     return Path(os.path.expandvars(recipe.training["output_dir"])).expanduser()
 
 
+def _reporters_of_transformers() -> list[str]:
+    from transformers.integrations import integration_utils
+
+    return sorted(integration_utils.INTEGRATION_TO_CALLBACK)
+
+
 def check_reporters(recipe: Recipe) -> None:
-    """Refuse a tracker whose package is not installed.
+    """Refuse a tracker that transformers does not know, or whose package is not installed.
 
     Raises:
-        FinetuneError: extra.missing.
+        FinetuneError: config.invalid-value, extra.missing.
     """
     wanted = recipe.training.get("report_to") or []
     for name in [wanted] if isinstance(wanted, str) else wanted:
+        if name not in (*_ALL_REPORTERS, *_reporters_of_transformers()):
+            near = closest(name, _reporters_of_transformers())
+            hint = f"did you mean `{near}`?" if near else f"one of {', '.join(_reporters_of_transformers())}"
+            raise FinetuneError("config.invalid-value", f"`training.report_to` names no tracker: {name!r}", hint)
         module = _REPORTERS.get(name)
         if module is not None and importlib.util.find_spec(module) is None:
             message = f"training.report_to names {name}, which is not installed"

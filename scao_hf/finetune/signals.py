@@ -42,17 +42,31 @@ def name_of(interrupt: KeyboardInterrupt) -> str:
 
 
 class StopRequest:
-    """Whether a signal asked the run to stop, and which."""
+    """Whether a signal asked the run to stop, and which; the processes of a run answer together.
 
-    def __init__(self, on_request: Callable[[str], None]) -> None:
-        self.signal_name: str | None = None
+    Args:
+        on_request: told the name of the signal when it comes.
+        world_size: processes of the run.
+    """
+
+    def __init__(self, on_request: Callable[[str], None], world_size: int = 1) -> None:
+        self.world_size = world_size
         self._on_request = on_request
+        self._asked: signal.Signals | None = None
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal_name is not None:  # Asked a second time: stop at once.
+        if self._asked is not None:  # Asked a second time: stop at once.
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
-        self._on_request(self.signal_name)
+        self._asked = signal.Signals(number)
+        self._on_request(self._asked.name)
+
+    def agreed(self, device: torch.device) -> str | None:
+        """The signal that any process got, the same in all of them; every process must ask at the same time."""
+        if self.world_size == 1:
+            return None if self._asked is None else self._asked.name
+        number = torch.tensor(0 if self._asked is None else self._asked.value, device=device)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+        return signal.Signals(int(number)).name if number else None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -75,18 +89,7 @@ class StopCallback(TrainerCallback):
         self.request = request
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._requested(args):
+        if self.request.agreed(args.device) is not None:
             control.should_save = True
             args.save_only_model = False  # a checkpoint of weights alone could not be resumed from
             control.should_training_stop = True
-
-    def _requested(self, args: Any) -> bool:
-        """Whether any process of the run was asked; all of them must stop after the same step."""
-        asked = self.request.signal_name is not None
-        if args.world_size == 1:
-            return asked
-        flag = torch.tensor(int(asked), device=args.device)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        if flag and not asked:  # Another process was; which signal it got is not worth a message.
-            self.request.signal_name = signal.SIGTERM.name
-        return bool(flag)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from scao_hf.finetune import embedded
 from scao_hf.finetune.errors import FinetuneError
-from scao_hf.finetune.file_readers import SUFFIXES, Row, read_file
+from scao_hf.finetune.file_readers import SUFFIXES, Row, read_file, suffix_of
 from scao_hf.finetune.schema import closest
 
 EMBEDDED = "embedded:"
@@ -79,6 +80,11 @@ def open_source(path: str, name: str | None, split: str, *, streaming: bool = Fa
     local = local_path(path)
     if local is None:
         return _hub_source(path, name, split, streaming)
+    with _readable(local):
+        return _local_source(local, path, split, streaming)
+
+
+def _local_source(local: Path, path: str, split: str, streaming: bool) -> Source:
     if local.is_dir() and is_saved_dataset(local):
         return _saved_source(local, path, split)
     files = local_files(local, split)
@@ -90,16 +96,27 @@ def local_path(path: str) -> Path | None:
     """Where a local source lies; None for the id of a hub dataset.
 
     Raises:
-        FinetuneError: data.missing-file if it looks like a path and nothing is there.
+        FinetuneError: data.missing-file if it looks like a path and nothing is there; data.unreadable.
     """
     if path.startswith(EMBEDDED):
         return _embedded_dataset(path.removeprefix(EMBEDDED))
     given = Path(os.path.expandvars(path)).expanduser()
-    if given.exists():
-        return given
-    if looks_like_path(path) or given.suffix in SUFFIXES:
+    with _readable(given):
+        if given.exists():
+            return given
+    if looks_like_path(path) or suffix_of(given) in SUFFIXES:
         raise _missing(given)
     return None
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Within it, a lack of permission is one to read the data at `path`."""
+    try:
+        yield
+    except PermissionError as error:
+        message = f"no permission to read {error.filename or path}"
+        raise FinetuneError("data.unreadable", message, "change its mode") from error
 
 
 def looks_like_path(text: str) -> bool:
@@ -160,7 +177,7 @@ def local_files(path: Path, split: str) -> list[Path]:
         FinetuneError: data.unknown-kind, data.missing-file, data.split.
     """
     if path.is_file():
-        if path.suffix not in SUFFIXES:
+        if suffix_of(path) not in SUFFIXES:
             message = f"{path} is not of a kind that can be read"
             raise FinetuneError("data.unknown-kind", message, f"give one of {', '.join(SUFFIXES)}")
         return [path]
@@ -194,7 +211,7 @@ def _resolved(resolve_pattern: Callable[..., list[str]], glob: str, folder: Path
         files = map(Path, resolve_pattern(glob, str(folder.absolute())))
     except FileNotFoundError:  # One of several patterns of a split may find nothing.
         return []
-    return [file for file in files if file.suffix in SUFFIXES]
+    return [file for file in files if suffix_of(file) in SUFFIXES]
 
 
 def _saved_source(folder: Path, path: str, split: str) -> Source:

@@ -43,7 +43,7 @@ class Stages:
 
     def load_inputs(self) -> None:
         """Everything that can be had and checked without weights."""
-        inputs = load_inputs(self.recipe, self.split_seed, self.observer)
+        self.inputs = inputs = load_inputs(self.recipe, self.split_seed, self.observer)
         self.device, self.reference, self.config = inputs.device, inputs.reference, inputs.config
         self.tokenizer: PreTrainedTokenizerBase = inputs.tokenizer
         self.rows: Rows = inputs.rows

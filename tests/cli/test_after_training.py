@@ -102,6 +102,20 @@ def test_a_run_that_is_not_there_is_an_error_with_exit_code_2(
     assert "no run is called thrid" in err
 
 
+def test_a_run_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refusing(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refusing)
+    assert main(["report", "locked"]) == 7
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "error[disk.permission]: no permission for locked/run.json",
+        "   = help: change its mode",
+    ]
+
+
 def test_a_model_without_data_cannot_be_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "org/model"]) == 2
     assert "org/model is not a run, so give the data to evaluate on" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,17 @@ def test_help_lists_and_usage_errors_load_no_deep_learning_library(arguments: li
     )
     result = python(code)
     assert "LOADED []" in result.stdout.splitlines()[-1], result.stdout + result.stderr
+
+
+def test_help_takes_less_than_three_tenths_of_a_second_of_the_processor() -> None:
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert program("--help").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    # Of several, as whoever else uses the processor's caches makes a program slower and never faster.
+    assert min(seconds() for _ in range(5)) < 0.3
 
 
 def test_help_lists_every_command_and_every_exit_code() -> None:

@@ -7,6 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from scao_hf.finetune.errors import Interrupted
 from scao_hf.finetune.observer import Observer, StepMetrics
 from scao_hf.finetune.recipes import load_recipe
@@ -24,12 +26,9 @@ class Stopping(Observer):
 def main(recipe: str, overrides: list[str]) -> None:
     whole = Path(recipe).parent / "whole"
     finetune(load_recipe(recipe, [*overrides, f"output_dir={whole}"]))
-    try:
+    with pytest.raises(Interrupted) as caught:
         finetune(load_recipe(recipe, overrides), Stopping())
-    except Interrupted:
-        pass
-    else:
-        raise AssertionError("the run was not stopped")
+    assert (caught.value.signal_name, caught.value.step) == ("SIGINT", 6)
     finetune(load_recipe(recipe, overrides), resume=True)
 
 

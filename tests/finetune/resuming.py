@@ -42,11 +42,13 @@ def weights(directory: Path) -> dict[str, bytes]:
 
 
 def last_state(directory: Path, step: int = STEPS) -> dict[str, Any]:
-    """Optimizer, schedule and random numbers of a checkpoint."""
+    """Optimizer, schedule and the random numbers of every process of a checkpoint."""
     folder = directory / f"checkpoint-{step}"
     optimizer = torch.load(folder / "optimizer.pt", weights_only=True)
     schedule = torch.load(folder / "scheduler.pt", weights_only=True)
-    return {"optimizer": optimizer, "schedule": schedule, "random": (folder / "rng_state.pth").read_bytes()}
+    random = {path.name: path.read_bytes() for path in folder.glob("rng_state*.pth")}
+    assert random
+    return {"optimizer": optimizer, "schedule": schedule, "random": random}
 
 
 def equal(left: Any, right: Any) -> bool:

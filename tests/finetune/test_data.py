@@ -165,6 +165,13 @@ def test_malformed_json_lines_are_named_with_their_line(tmp_path: Path) -> None:
         ("x.csv", "text,id\na,1\nb\n", ":3:1", "the row has 1 fields, the header has 2"),
         ("x.csv", "text,id\na,1,9\n", ":2:1", "the row has 3 fields, the header has 2"),
         ("x.csv", 'text\n"open\n', ":", "invalid CSV"),
+        (
+            "x.csv",
+            "prompt;completion\na;b\n",
+            ":1:7",
+            "the columns are parted by semicolons, and those of a .csv file by",
+        ),
+        ("x.csv", "prompt\tcompletion\na\tb\n", ":1:7", "the columns are parted by tabs"),
     ],
 )
 def test_a_malformed_file_is_named_with_the_place(
@@ -183,6 +190,26 @@ def test_bytes_that_are_not_utf8_or_parquet_are_reported(tmp_path: Path) -> None
     assert "is not UTF-8 text: byte 0xff" in refusal(tmp_path / "x.jsonl").message
     (tmp_path / "x.parquet").write_bytes(b"nothing of the kind")
     assert refusal(tmp_path / "x.parquet").code == "data.malformed"
+
+
+def test_what_spreadsheets_and_other_systems_write_is_read(tmp_path: Path) -> None:
+    (tmp_path / "MARKED.JSONL").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}\r\n')
+    (tmp_path / "Lines.Csv").write_bytes(b'\xef\xbb\xbftext,id\r\n"a\r\nb",1\r\n')
+    assert prepare(tmp_path / "MARKED.JSONL").train == [{"text": "a"}, {"text": "b"}]
+    assert prepare(tmp_path / "Lines.Csv").train == [{"text": "a\r\nb"}]
+    (tmp_path / "Lines.Csv").unlink()
+    assert prepare(tmp_path).train == [{"text": "a"}, {"text": "b"}]
+
+
+@pytest.mark.parametrize("method", ["stat", "open"])
+def test_data_that_may_not_be_read_are_named(texts: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def refuse(path: Path, *_args: Any, **_options: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, method, refuse)
+    error = refusal(texts)
+    assert (error.code, error.exit_code) == ("data.unreadable", 3)
+    assert error.message == f"no permission to read {texts}"
 
 
 def test_a_missing_file_is_refused_with_the_nearest_name(texts: Path) -> None:
@@ -285,6 +312,29 @@ def test_preference_pairs_are_refused_with_a_way_out(rows_file: Callable[..., Pa
     path = rows_file([{"prompt": "p", "chosen": "a", "rejected": "b"}])
     assert refusal(path).code == "data.preference-pairs"
     assert prepare(path, column_mapping={"completion": "chosen"}).train == [{"prompt": "p", "completion": "a"}]
+
+
+@pytest.mark.parametrize("labels", [[True, False, False], ["True", "False", "false"]])
+def test_answers_that_were_judged_are_refused_if_there_are_bad_ones(
+    rows_file: Callable[..., Path], labels: list[Any]
+) -> None:
+    rows = [{"prompt": "p", "completion": "c", "label": label} for label in labels]
+    path = rows_file(rows)
+    error = refusal(path)
+    assert (error.code, error.exit_code) == ("data.unpaired-preference", 3)
+    assert error.message == (
+        f"{path} has answers with a verdict (prompt, completion, label: 1 true, 2 false), and this tool learns every "
+        "answer"
+    )
+    assert error.hint is not None
+    assert len(prepare(path, format="prompt_completion").train) == 3
+    assert len(prepare(rows_file(rows[:1], "good.jsonl")).train) == 1
+
+
+@pytest.mark.parametrize("labels", [[0, 1], ["joy", "grief"], [True, None]])
+def test_labels_that_are_no_verdicts_are_not_read(rows_file: Callable[..., Path], labels: list[Any]) -> None:
+    rows = rows_file([{"prompt": "p", "completion": "c", "label": label} for label in labels])
+    assert prepare(rows).train == [{"prompt": "p", "completion": "c"}] * 2
 
 
 def test_tokenized_rows_are_refused(rows_file: Callable[..., Path]) -> None:

@@ -25,7 +25,7 @@ def written(heading: str, folder: Path) -> Path:
 
 
 def test_every_format_has_an_example() -> None:
-    assert set(EXAMPLES) == {*REQUIRED, "Preference pairs"}
+    assert set(EXAMPLES) == {*REQUIRED, "Preference pairs", "Answers with a verdict"}
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,12 @@ def test_preference_pairs_are_refused_and_mapped_as_the_page_says(tmp_path: Path
     assert "data.column_mapping='{completion: chosen}'" in str(caught.value.hint)
     mapped = prepare_rows(DataSection(path=path, column_mapping={"completion": "chosen"}), 0, template)
     assert mapped.train == [{"prompt": "Is it late?", "completion": "It is ten."}]
+
+
+def test_answers_with_a_verdict_are_refused_and_read_as_the_page_says(tmp_path: Path) -> None:
+    template = Template(exists=True, masks_assistant=True)
+    path = str(written("Answers with a verdict", tmp_path))
+    with pytest.raises(FinetuneError) as caught:
+        prepare_rows(DataSection(path=path), 0, template)
+    assert caught.value.code == "data.unpaired-preference"
+    assert len(prepare_rows(DataSection(path=path, format="prompt_completion"), 0, template).train) == 2

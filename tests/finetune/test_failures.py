@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from scao_hf.finetune.failures import translated
+from scao_hf.hf.backends import UnsupportedBackendError
 
 
 def raised_while_handling(first: Exception, second: Exception, *, cause: Exception | None = None) -> Exception:
@@ -49,6 +50,13 @@ def test_a_name_that_a_module_does_not_have_is_not_a_missing_package(tmp_path: P
 def test_a_bug_met_while_an_optional_import_was_handled_keeps_its_own_name(tmp_path: Path) -> None:
     bug = raised_while_handling(ModuleNotFoundError("No module named 'triton'"), KeyError("loss"))
     assert translated(bug, tmp_path) is None
+
+
+def test_sharding_by_the_launcher_is_an_error_of_the_setup(tmp_path: Path) -> None:
+    known = translated(UnsupportedBackendError("scao", "FSDP (ACCELERATE_USE_FSDP is set)"), tmp_path)
+    assert known is not None
+    assert (known.code, known.exit_code) == ("config.sharding", 2)
+    assert known.message.startswith("optim='scao' cannot train with FSDP (ACCELERATE_USE_FSDP is set): ")
 
 
 def test_memory_that_ran_out_is_recognised_below_what_it_led_to(tmp_path: Path) -> None:

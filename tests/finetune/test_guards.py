@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from scao_hf.finetune.observer import Observer, StepMetrics
 from scao_hf.finetune.recipes import load_recipe
 from scao_hf.finetune.run import finetune
 from scao_hf.finetune.trainer import GuardedTrainer
+from scao_hf.finetune.units import byte_size
 
 
 @pytest.fixture
@@ -138,7 +141,11 @@ def test_memory_that_ran_out_in_a_step_names_the_overrides_that_go_on_with_the_r
     with failing_in_step(6, out_of_memory):
         error = refusal(recipe_file)
     assert (error.code, error.exit_code) == ("memory.out", 5)
-    assert error.message.endswith(f"Tried to allocate 2 GiB; the steps before it are in {folder / 'checkpoint-5'}")
+    assert error.message.startswith("out of memory: CUDA out of memory. Tried to allocate 2 GiB (in use: weights ")
+    held = json.loads((whole / "run.json").read_text(encoding="utf-8"))["memory"]
+    parts = ", ".join(f"{part} {byte_size(held[part])}" for part in ("weights", "gradients", "optimizer"))
+    assert f"(in use: {parts}; the peak of the process was " in error.message
+    assert error.message.endswith(f"); the steps before it are in {folder / 'checkpoint-5'}")
     assert error.hint is not None
     first, halved, checkpointing, *others = error.hint.splitlines()
     assert first == "one of these, or several:"
@@ -267,6 +274,38 @@ def test_rows_that_never_end_are_noticed(recipe_file: Path) -> None:
     assert len(cut.notices) == 1
     assert "the loss counts no end-of-text token" in cut.notices[0]
     assert "rows cut at data.max_length=8" in cut.notices[0]
+
+
+# The model and its adapter
+
+
+def test_a_layer_that_the_model_does_not_have_is_told(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scao_hf.finetune import preflight
+
+    class Noting(Observer):
+        def __init__(self) -> None:
+            self.notices: list[str] = []
+
+        def notice(self, text: str) -> None:
+            self.notices.append(text)
+
+    noting = Noting()
+    monkeypatch.setattr(preflight, "SLOW_ON_CPU", 1000)
+    overrides = ["lora.target_modules=[q_proj, k_porj, mlp.up_proj]", "max_steps=1"]
+    finetune(load_recipe(str(recipe_file), overrides), noting)
+    assert noting.notices == ["lora.target_modules names k_porj, and the model has no such layer"]
+
+
+def test_a_model_of_some_size_is_not_trained_on_a_cpu_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scao_hf.finetune import preflight
+
+    monkeypatch.setattr(preflight, "SLOW_ON_CPU", 12)
+    here, asked_for = (SimpleNamespace(device=torch.device("cpu"), use_cpu=use_cpu) for use_cpu in (False, True))
+    [told] = preflight._slow(here, Small())
+    assert told.startswith("no GPU was found, and 15 parameters train on the CPU: ")
+    assert preflight._slow(asked_for, Small()) == []
+    assert preflight._slow(here, nn.Linear(1, 1)) == []
+    assert preflight._slow(SimpleNamespace(device=torch.device("cuda"), use_cpu=False), Small()) == []
 
 
 # The best step

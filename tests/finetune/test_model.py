@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,22 +80,62 @@ def test_an_unknown_hub_id_is_refused_as_unreachable_when_offline(
     assert error.message.startswith("nobody/no-such-model is not in the cache")
 
 
+def cache_of(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Have the hub's cache hold these models."""
+    import huggingface_hub
+
+    repos = [SimpleNamespace(repo_id=name, repo_type="model") for name in names]
+    monkeypatch.setattr(huggingface_hub, "scan_cache_dir", lambda: SimpleNamespace(repos=repos))
+
+
 @pytest.mark.parametrize(
-    ("kind", "code"),
+    ("kind", "code", "message", "hint"),
     [
-        ("GatedRepoError", "model.gated"),
-        ("RepositoryNotFoundError", "model.not-found"),
-        ("RevisionNotFoundError", "model.revision"),
+        (
+            "GatedRepoError",
+            "model.gated",
+            "some/model is gated, and this account has no access",
+            "ask for access at https://huggingface.co/some/model, then `hf auth login`",
+        ),
+        (
+            "RepositoryNotFoundError",
+            "model.not-found",
+            "no model some/model on the hub, and no such directory",
+            "in the cache: other/thing, third/one",
+        ),
+        ("RevisionNotFoundError", "model.revision", "some/model has no revision None", "set model.revision"),
+        (
+            "OfflineModeIsEnabled",
+            "model.offline",
+            "some/model is not in the cache, and the hub cannot be reached (or HF_HUB_OFFLINE is set)",
+            "in the cache: other/thing, third/one",
+        ),
     ],
 )
-def test_the_hubs_answers_are_told_apart(monkeypatch: pytest.MonkeyPatch, kind: str, code: str) -> None:
+def test_the_hubs_answers_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, kind: str, code: str, message: str, hint: str
+) -> None:
     import transformers
+
+    cache_of(monkeypatch, "third/one", "other/thing")
 
     def refuse(*_args: object, **_options: object) -> None:
         raise OSError("there was a problem") from type(kind, (Exception,), {})()
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
-    assert refusal("some/model").code == code
+    error = refusal("some/model")
+    assert (error.code, error.message, error.hint) == (code, message, hint)
+
+
+def test_a_misspelt_model_is_told_which_of_the_cache_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    def refuse(*_args: object, **_options: object) -> None:
+        raise OSError("there was a problem") from type("OfflineModeIsEnabled", (Exception,), {})()
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    cache_of(monkeypatch, "other/thing", "Qwen/Qwen3-0.6B")
+    assert refusal("Qwen/Qwen-0.6B").hint == "did you mean Qwen/Qwen3-0.6B?"
 
 
 def test_a_model_without_weights_or_with_damaged_ones_is_refused(broken: Path) -> None:

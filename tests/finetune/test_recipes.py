@@ -117,6 +117,21 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_name() -> None:
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("name", ["chats.jsonl", "./chats.jsonl"])
+def test_data_in_the_place_of_a_recipe_are_told_where_they_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chats.jsonl").touch()
+    with pytest.raises(FinetuneError) as caught:
+        load_recipe(name)
+    assert (caught.value.code, caught.value.message) == (
+        "config.unknown-recipe",
+        f"{name} is a file of data, not a recipe",
+    )
+    assert caught.value.hint == f"give it as --data: scao-finetune train lora-sft --model MODEL --data {name}"
+
+
 def test_a_missing_recipe_file_is_refused_with_the_nearest_file(small: Path) -> None:
     with pytest.raises(FinetuneError) as caught:
         load_recipe(str(small.with_name("smal.yaml")))
@@ -196,6 +211,8 @@ modle: 3
         ("scao.lr=1", "`scao.lr` is not a key of a recipe", "write training.learning_rate"),
         ("training.optim=adamw_troch", "`training.optim` cannot be 'adamw_troch'", "did you mean `adamw_torch`?"),
         ("training.optim=scoa", "`training.optim` cannot be 'scoa' (text)", "did you mean `scao`?"),
+        ("training.optim=SCAO", "`training.optim` cannot be 'SCAO' (text)", "did you mean `scao`?"),
+        ("training.optim=adam", "`training.optim` cannot be 'adam' (text)", "did you mean `adamw_torch`?"),
         ("training.optim=muon", "`training.optim` must be one of adamw_torch, ", None),
         ("training.optim_args=rho=1", "`training.optim_args` is not a key of a recipe", "write the section `scao`"),
         ("training.eval_strategy=sometimes", "`training.eval_strategy` must be one of no, steps, epoch", None),
@@ -218,9 +235,24 @@ modle: 3
         ("quantization={load_in_4bit: true, load_in_8bit: true}", "section `quantization`: ", None),
         ("quantization={bnb_4bit_quant_type: nf4}", "set load_in_4bit or load_in_8bit to true", None),
         ("model.from_scratch=true", "an adapter on random weights is of no use", "write lora: null"),
+        ("lora.lora_dropout=1.5", "`lora.lora_dropout` must be from 0 to 1, got 1.5", "write 0.05"),
+        (
+            "training.fsdp=full_shard",
+            "`training.fsdp` shards the matrices, and scao works on whole ones",
+            "write training.fsdp: null, or training.optim: adamw_torch",
+        ),
+        ("dataloader_num_workers=-1", "must be at least 0, got -1", "write 0 or more"),
         ("lora=3", "section `lora` must be a mapping, got 3", "write lora.KEY=VALUE"),
         ("learning_rate", "`learning_rate` is not an override", "write section.key=value"),
         ("training.seed=[1", "the value of `training.seed` is not valid YAML", "quote it"),
+        ("seed=-1", "`training.seed` must be from 0 to 4294967295, got -1", "write 42"),
+        ("data_seed=4294967296", "`training.data_seed` must be from 0 to 4294967295, got 4294967296", "write 42"),
+        ("data.path=''", "`data.path` is empty", "give a name or a path; is a variable of the shell not set?"),
+        (
+            "output_dir=''",
+            "`training.output_dir` is empty",
+            "give a name or a path; is a variable of the shell not set?",
+        ),
         ("lr=1e-3", "unknown key `lr`", "did you mean `training.learning_rate`?"),
         (
             "warmup_steps=3",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from finetune import ddp_resume
 from finetune.resuming import SETTINGS, STEPS, assert_same_run, measured, weights
 
@@ -168,6 +169,15 @@ def test_checkpoints_are_whole_and_the_oldest_are_removed(start: Start, folder: 
     noted = json.loads((whole[-1].path / MARKER).read_text(encoding="utf-8"))
     sizes = {path.name: path.stat().st_size for path in whole[-1].path.iterdir() if path.name != MARKER}
     assert noted["files"] == sizes
+
+
+def test_a_checkpoint_has_the_metrics_of_the_optimizer_and_plain_state(whole: FinetuneReport) -> None:
+    checkpoint = whole.output_dir / f"checkpoint-{STEPS}"
+    history = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    logged = [entry for entry in history if "loss" in entry]
+    assert [entry["step"] for entry in logged] == [5, 10]
+    assert all(entry["scao/rank_mean"] > 0 for entry in logged)
+    assert torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
 
 
 def test_an_incomplete_checkpoint_is_skipped_with_a_word(start: Start, folder: Path, whole: FinetuneReport) -> None:

@@ -296,6 +296,7 @@ def test_a_run_without_held_out_rows_reports_the_training_loss_alone(recipe_file
         (["lora.target_modules=[no_such_layer]"], "model.target-modules", 4),
         (["data.column_mapping={text: words}"], "data.column-mapping", 3),
         (["report_to=wandb"], "extra.missing", 1),
+        (["report_to=wandbb"], "config.invalid-value", 2),
         (["load_best_model_at_end=true", "eval_strategy=steps", "eval_steps=1"], "config.invalid-value", 2),
     ],
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.observer import RunInfo
+from scao_hf.finetune.planning.disk import shortage
 from scao_hf.finetune.planning.outcome import Caution, Disk, Memory, Tokens
 from scao_hf.finetune.units import byte_size
 
@@ -42,9 +43,10 @@ def _memory(recipe: Recipe, memory: Memory) -> Iterator[Caution]:
 
 
 def _disk(disk: Disk) -> Iterator[Caution]:
-    if disk.total > disk.available:
-        message = f"checkpoints and weights take {byte_size(disk.total)}, and {byte_size(disk.available)} are free"
-        yield Caution(code="disk", message=message, hint="training.save_total_limit=1, or another training.output_dir")
+    short = shortage(disk)
+    if short is not None:
+        message, hint = short
+        yield Caution(code="disk", message=message, hint=hint)
 
 
 def _output(info: RunInfo) -> Iterator[Caution]:

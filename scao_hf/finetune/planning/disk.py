@@ -7,7 +7,47 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from scao_hf.finetune.config import Recipe
+from scao_hf.finetune.footprint import trainable_bytes
+from scao_hf.finetune.planning import memory
 from scao_hf.finetune.planning.outcome import Disk
+from scao_hf.finetune.units import byte_size
+
+
+def disk_of(args: Any, recipe: Recipe, shapes: Any, steps: int, rows: int | None, output_dir: Path) -> Disk:
+    """What a run of a model will write.
+
+    Args:
+        args: TrainingArguments of the run, with `optim_args` as it will have them.
+        recipe: of the run.
+        shapes: the model with its adapter, on the meta device.
+        steps: of the whole run.
+        rows: of a pass; None for a stream, which has no end.
+        output_dir: need not exist.
+    """
+    saved = memory.weight_bytes(shapes, None) if recipe.lora is None else trainable_bytes(shapes)
+    state = memory.optimizer_bytes(args, shapes)
+    rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return disk_use(
+        args,
+        steps,
+        steps if rows is None else math.ceil(rows / rows_per_step),
+        saved=saved,
+        state=memory.adamw_bytes(shapes) if state is None else state,
+        output_dir=output_dir,
+    )
+
+
+def shortage(disk: Disk) -> tuple[str, str] | None:
+    """A sentence for a run that will not find the space for all that it writes, and what would do; None for others."""
+    if disk.total <= disk.available:
+        return None
+    needed, free = byte_size(disk.total), byte_size(disk.available)
+    message = f"checkpoints and weights take {needed} at one time, and {free} are free"
+    # One more than are kept lies there while it is written.
+    kept = 0 if disk.checkpoint == 0 else (disk.available - disk.saved) // disk.checkpoint - 1
+    fewer = f"training.save_total_limit={kept}" if kept > 0 else "training.save_strategy=no"
+    return message, f"{fewer}, or another training.output_dir"
 
 
 def disk_use(args: Any, steps: int, steps_per_epoch: int, *, saved: int, state: int, output_dir: Path) -> Disk:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +12,10 @@ from scao_hf.finetune import model as models
 from scao_hf.finetune import preflight, settings
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.devices import available_bytes
-from scao_hf.finetune.footprint import trainable_bytes
 from scao_hf.finetune.observer import Observer
 from scao_hf.finetune.planning import memory
 from scao_hf.finetune.planning.cautions import cautions
-from scao_hf.finetune.planning.disk import disk_use
+from scao_hf.finetune.planning.disk import disk_of
 from scao_hf.finetune.planning.outcome import Disk, Plan, Tokens
 from scao_hf.finetune.planning.sampled import start_of_stream
 from scao_hf.finetune.stages import Stages
@@ -110,19 +108,8 @@ class PlannedRun(Stages):
         )
 
     def _disk(self, tokens: Tokens) -> Disk:
-        args, shapes = self.trainer.args, self.trainer.model
-        assert shapes is not None
-        saved = trainable_bytes(shapes) if self.recipe.lora is not None else memory.weight_bytes(shapes, None)
-        rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        state = memory.optimizer_bytes(args, shapes)
-        return disk_use(
-            args,
-            self.steps,
-            self.steps if tokens.sampled else math.ceil(tokens.rows / rows_per_step),
-            saved=saved,
-            state=memory.adamw_bytes(shapes) if state is None else state,
-            output_dir=self.output_dir,
-        )
+        rows = None if tokens.sampled else tokens.rows
+        return disk_of(self.trainer.args, self.recipe, self.trainer.model, self.steps, rows, self.output_dir)
 
     def _blend_steps(self) -> int | None:
         name = str(self.recipe.training["optim"])

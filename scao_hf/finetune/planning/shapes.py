@@ -47,6 +47,11 @@ def _laid_out(trained: Any, recipe: Recipe, config: PretrainedConfig, device: to
         shapes.resize_token_embeddings(vocabulary, mean_resizing=False)
     if not isinstance(trained, PeftModel):
         return shapes
-    adapter = copy.copy(trained.active_peft_config)
+    return adapted(shapes, trained.active_peft_config)
+
+
+def adapted(shapes: Any, adapter: Any) -> Any:
+    """A model on the meta device with an adapter of this configuration."""
+    adapter = copy.copy(adapter)
     adapter.init_lora_weights = True  # Some starts decompose the weights, which are not there.
     return get_peft_model(shapes, adapter)
