@@ -154,7 +154,8 @@ def quantize(model: nn.Module) -> None:
         if name.rpartition(".")[2] in LINEAR_LAYERS:
             rows, columns = module.weight.shape
             narrow = Linear4bit(columns, rows, bias=False, compute_dtype=torch.float32, quant_type="nf4")
-            narrow.weight = Params4bit(module.weight.data, requires_grad=False, quant_type="nf4").to("cpu")
+            weight: Any = Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
+            narrow.weight = weight.to("cpu")  # this is what quantizes
             model.set_submodule(name, narrow)
     keep_gradients(model)
     model.is_loaded_in_4bit = True  # type: ignore[assignment]  # PEFT asks for it
