@@ -137,7 +137,8 @@ def candidates(ranks: Sequence[int], periods: Sequence[int] = (PERIOD,)) -> list
     published: dict[str, Any] = {"warmup_steps": 10, "blend_steps": 0, "precond_freq": PERIOD, "rho": RHO, "k_max": 64}
 
     def scao(**own: Any) -> Callable[[Groups], torch.optim.Optimizer]:
-        return lambda groups: SCAO(groups, **common, **own)
+        # Without the bound by the weights, since none are replayed.
+        return lambda groups: SCAO(groups, **common, tau=None, **own)
 
     def soap(period: int) -> Callable[[Groups], torch.optim.Optimizer]:
         return lambda groups: SOAP(groups, **common, shampoo_beta=RHO, precondition_frequency=period)

@@ -242,10 +242,7 @@ def _defaults(findings: Findings) -> Iterator[str]:
     yield "Cosine of SCAO's direction with the polar factor, likewise:"
     yield _standing([(name, (default, come), found) for name, default, found in cosines])
     gains = ", ".join(f"{max(found.values()) - come:.3f} for `{name}`" for name, _, found in cosines)
-    yield (
-        f"From the default to the best of the grid the cosine rises by {gains}. The default of `k_max` depends on the "
-        f"side: here it is {_span(findings.ranks)}."
-    )
+    yield f"From the default to the best of the grid the cosine rises by {gains}."
     yield (
         "This is a pointer and no more. More mass or a larger cosine is not a lower loss, and the polar factor is a "
         "yardstick, not the best direction: SCAO whitens by damped triangular factors and then evens the columns, "
@@ -263,10 +260,6 @@ def _standing(rows: Sequence[tuple[str, tuple[Any, float], Mapping[Any, float]]]
         shown = (default, (best, found[best]), (worst, found[worst]))
         cells.append([f"`{name}`", *(f"{value:.3f} at {at}" for at, value in shown)])
     return table(["", "the default", "most in the grid", "least in the grid"], cells)
-
-
-def _span(ranks: Mapping[str, int]) -> str:
-    return " or ".join(map(str, sorted(set(ranks.values()))))
 
 
 def _steps(period: int) -> str:

@@ -240,7 +240,7 @@ def test_scao_is_replayed_as_it_comes_but_for_what_a_candidate_says() -> None:
         assert options["block_rows"] == (
             DEFAULTS["block_rows"] if each.block_rows == directions.DEFAULT else int(each.block_rows)
         )
-        spoken = ("lr", "weight_decay", "precond_freq", "k_max", "k_exact", "block_rows")
+        spoken = ("lr", "weight_decay", "tau", "precond_freq", "k_max", "k_exact", "block_rows")
         assert {name: value for name, value in options.items() if DEFAULTS[name] != value}.keys() <= set(spoken)
     described = [(each.rank, each.block_rows, each.period) for each in among]
     assert ("default", "default", PERIOD) in described
