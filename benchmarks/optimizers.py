@@ -214,14 +214,6 @@ ADAPTERS: dict[str, Adapter] = {
         _lora_setting(1e-2),
         source="scao_hf.optim.scao",
     ),
-    "scao_int8": Adapter(
-        "SCAO int8",
-        FromGroups("scao_hf", "SCAO", {"state_dtype": "int8"}),
-        _setting(4e-3, 1.0, FAST),
-        _others(0.5),
-        _lora_setting(1e-2),
-        source="scao_hf.optim.scao",
-    ),
     "scao_published": Adapter(
         "SCAO as published",
         FromGroups("scao_hf", "PublishedSCAO", {"warmup_steps": 100, "precond_freq": 10, "k_max": 64}),

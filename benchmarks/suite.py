@@ -217,8 +217,9 @@ MATRIX_OPTIMIZERS = ("adamw", "scao", "muon", "soap")
 PACKAGES = ("adamw", "scao", "soap_pytorch_optimizer", "shampoo", "scao_pypi", "adamw8bit")
 """What one would install instead; needs the extra `bench`. Schedule-free AdamW can be added with `--optimizer`."""
 LORA_OPTIMIZERS = ("adamw", "scao", "loraplus")
-ALL_LORA_OPTIMIZERS = (*LORA_OPTIMIZERS, "soap", "muon", "lorafa", "riemannian")
-"""For the study that is told first; the others take them with `--optimizer`. The base is Muon's: it may favour Muon."""
+ALL_LORA_OPTIMIZERS = (*LORA_OPTIMIZERS, "soap", "muon")
+"""For the study that is told first; the others take them with `--optimizer`, as all do "lorafa" and "riemannian". The
+base is Muon's: it may favour Muon."""
 LORA_HEADLINE = "lora-shakespeare-r8"
 BUDGETS: Mapping[str, Mapping[str, Any]] = {"": {}, "-short": {"steps": 100}, "-long": {"steps": 600}}
 """Of LoRA studies, by what their names end in."""
@@ -292,7 +293,7 @@ STUDIES: dict[str, Study] = {
     "qlora-shakespeare-r16": Study(
         "lora",
         {"text": "shakespeare", "rank": 16, "quantized": True},
-        ("adamw", "adamw8bit", "scao", "scao_int8"),
+        ("adamw", "adamw8bit", "scao"),
         trials=5,
         settle=11,
     ),

@@ -25,7 +25,7 @@ from scao_hf.finetune.comparison.tuning import RATE
 # A colour returns after seven, with a dashed line: those that share one are not compared in one study.
 ORDER = (
     *("adamw", "scao", "soap", "muon", "normuon", "scao_published", "loraplus"),
-    *("lorafa", "schedulefree", "soap_pytorch_optimizer", "shampoo", "adamw8bit", "scao_pypi"),
+    *("lorafa", "schedulefree", "soap_pytorch_optimizer", "shampoo", "adamw8bit", "scao_pypi", "riemannian"),
 )
 GREY, PALE = "#555555", "#D9D9D9"
 WIDE = 3.0
