@@ -79,7 +79,8 @@ def test_a_run_asks_its_own_model_before_it_packs(
 ) -> None:
     from scao_hf.finetune import model
 
-    monkeypatch.setattr(model, "load_model", lambda *_: bloom_of_the_tiny_vocabulary())
+    for made in ("shapes_only", "load_model"):
+        monkeypatch.setattr(model, made, lambda *_: bloom_of_the_tiny_vocabulary())
     recipe = load_recipe(str(recipe_file), ["data.packing=true", "lora.target_modules=[query_key_value]"])
     with pytest.raises(FinetuneError) as caught:
         finetune(recipe)
