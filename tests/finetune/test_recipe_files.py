@@ -115,7 +115,7 @@ def test_the_schema_refuses_an_unknown_section_and_takes_null(validator: Any) ->
 
 
 def test_a_measurement_is_a_line_of_the_file_and_replaces_its_like() -> None:
-    text = recipe_text("demo")
+    text = recipe_text("lora-sft")  # which has none yet
     entry = {"device": "CPU", "steps": 80, "eval_loss": 1.83}
     once = with_measurement(text, "demo.yaml", entry)
     assert once == text.replace("measured: []\n", "measured:\n  - {device: CPU, steps: 80, eval_loss: 1.83}\n")
