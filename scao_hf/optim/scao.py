@@ -38,7 +38,7 @@ VOCABULARY_RATIO = 16
 
 @final
 class SCAO(KroneckerOptimizer):
-    """Momentum whitened at low rank: Shampoo's direction at a fraction of its cost, in half of AdamW's memory.
+    """Momentum whitened at low rank: Shampoo's direction at a fraction of its cost, in less memory than AdamW.
 
     For a matrix with gradient G, turned so that its short side m comes first, (m, n):
 
@@ -257,7 +257,7 @@ class SCAO(KroneckerOptimizer):
         least = LEAST_WEIGHT * math.sqrt(math.prod(layout.row_shape) / fan_in)
         longest = group["tau"] * read_norms().clamp_min(least)
         length = group["lr"] * torch.linalg.vector_norm(direction, dim=(-2, -1))
-        # With tau = 0, longest is: so written, zero over zero does not arise.
+        # `longest` is zero where tau is, and both are where the gradient is zero as well.
         return direction.mul_((longest / (longest + length).clamp_min(torch.finfo(length.dtype).tiny))[:, None, None])
 
     @staticmethod
