@@ -544,14 +544,14 @@ class SCAOBlock:
 
     def __init__(self, shape: tuple[int, int], frame: Tensor, options: SCAO):
         self.options, self.turned = options, shape[0] > shape[1]
-        self.rms = 0.8 * math.sqrt(shape[0] / shape[1])
+        self.rms = 2.0 * math.sqrt(shape[0] / shape[1])
         short, long = sorted(shape)
         self.frame, self.active = frame.double(), frame.shape[1]
         self.m = torch.zeros(short, long, dtype=torch.float64)
         self.sizes = torch.ones(long, dtype=torch.float64)
         self.grads: list[Tensor] = []
 
-    def direction(self, grad: Tensor) -> Tensor:
+    def direction(self, grad: Tensor, weights: Tensor) -> Tensor:
         options = self.options
         beta1, beta2 = options.betas
         grad = grad.T if self.turned else grad
@@ -564,7 +564,8 @@ class SCAOBlock:
             second = factored_second_moment(self.grads, beta2)[2] * (1 - beta2**options.steps)
             result = (1 - weight) * adam_direction(self.m, second, options.betas, options.steps, options.eps)
         if weight > 0:
-            result = result + weight * self.rms * self.whitened(ahead, beta2)
+            white = self.rms * self.whitened(ahead, beta2)
+            result = result + weight * options.limited(white, weights)
         if options.refresh_due():
             self.turn(ahead)
         return result.T if self.turned else result
@@ -594,9 +595,9 @@ class SCAO:
 
     Step t: the momentum takes the gradient; the direction is Adam's up to step max(warmup_steps, min_precond_updates),
     the whitened one from `blend_steps` later on, and between them a mixture; then, when t is a multiple of
-    precond_freq, or 2, 3 or 6 and below it, the frames turn and the active rank is chosen anew. An update of a block
-    of norm a becomes one of 1 / (1/a + 1/b), b being tau times the norm of the block's weights, whose root mean square
-    counts as 0.1 / √columns at least.
+    precond_freq, or 2, 3 or 6 and below it, the frames turn and the active rank is chosen anew. A whitened direction
+    of norm a is divided by 1 + peak · a / b, where peak is the largest learning rate so far and b is tau times the norm
+    of the block's weights, whose root mean square counts as 0.1 / √columns at least.
 
     Args:
         frames: for each block, row by row, the frame (d, k) of its short side at the first step.
@@ -637,7 +638,7 @@ class SCAO:
             SCAOBlock((block.shape[0], block.shape[1]), frame, self)
             for (_, _, block), frame in zip(pieces, frames, strict=True)
         ]
-        self.steps = 0
+        self.steps, self.peak_lr = 0, 0.0
 
     def blend(self, step: int) -> float:
         if step <= self.last_adam_step:
@@ -652,15 +653,16 @@ class SCAO:
         if self.tau is None:
             return direction
         size = max(float((weight**2).mean().sqrt()), 0.1 / math.sqrt(weight.shape[1])) * math.sqrt(weight.numel())
-        length = self.lr * float((direction**2).sum().sqrt())
+        length = self.peak_lr * float((direction**2).sum().sqrt())
         return direction / (1 + length / (self.tau * size))
 
     def step(self, grad: Tensor) -> Tensor:
         self.steps += 1
+        self.peak_lr = max(self.peak_lr, self.lr)
         pieces = cut(grad.double().reshape(self.matrix_shape), self.max_precond_dim)
         weights = cut(self.parameter.reshape(self.matrix_shape), self.max_precond_dim)
         moved = [
-            (down, across, self.limited(block.direction(piece), weight))
+            (down, across, block.direction(piece, weight))
             for block, (down, across, piece), (_, _, weight) in zip(self.blocks, pieces, weights, strict=True)
         ]
         update = paste(moved, self.matrix_shape).reshape(self.parameter.shape)

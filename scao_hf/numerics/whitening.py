@@ -174,7 +174,7 @@ def whiten_blocks(matrix: Tensor, block_rows: int, damping: float, floor: Tensor
 
 
 def even_columns(
-    whitened: Tensor, mean_square: Tensor, beta: float, size: float = 1.0, spare: Tensor | None = None
+    whitened: Tensor, mean_square: Tensor, beta: float, size: Tensor, spare: Tensor | None = None
 ) -> Tensor:
     """Divide the columns of whitened matrices by their running size, and give the result the root mean square `size`.
 
@@ -184,7 +184,7 @@ def even_columns(
         whitened: W (..., m, n); overwritten by the result.
         mean_square: v (..., n), float32, from 1 at the start; overwritten.
         beta: in [0, 1).
-        size: > 0.
+        size: (...), ≥ 0.
         spare: a tensor like `whitened` whose contents are not needed any more; saves making one.
 
     Returns:
@@ -200,4 +200,4 @@ def even_columns(
     energy = (present / kept).mean(-1, keepdim=True).clamp_min(tiny)  # the mean square of √n W / √v
     # A column of zeros times an infinite gain would be NaN.
     gain = (columns / (kept * energy)).clamp_max_(torch.finfo(whitened.dtype).max).sqrt_()
-    return whitened.mul_((size * gain).unsqueeze(-2))
+    return whitened.mul_((size.unsqueeze(-1) * gain).unsqueeze(-2))

@@ -22,6 +22,7 @@ from scao_hf.optim.stack import Layout, Stack, State, Storage
 
 Group = dict[str, Any]
 Refresh = Callable[..., None]
+ReadNorms = Callable[[], Tensor]
 StepCallback = Callable[["KroneckerOptimizer", int], None]
 
 MATRIX_KINDS = ("matrix", "lora_a", "lora_b", "embedding", "head")
@@ -39,8 +40,9 @@ class KroneckerOptimizer(Optimizer):
 
         _layout(shape, group)                        which rows, which sides get a basis
         _create(rows, layout, group, device)         the state of new rows: every key and shape it will ever have
-        _update(state, grads, layout, group, step, refresh)
-                                                     the direction of this step; calls `refresh(…)` where its turn is
+        _update(state, grads, layout, group, step, refresh, read_norms)
+                                                     the direction of this step; calls `refresh(…)` where its turn is,
+                                                     and `read_norms()` for the norms of the parameters' rows
         _refresh(state, layout, group, step, …)      recompute the bases, with what `refresh` was given
 
     Everything remembered is a tensor or an int in `optimizer.state[p]`. Parameters without a basis take the step of
@@ -72,17 +74,14 @@ class KroneckerOptimizer(Optimizer):
 
     @staticmethod
     @abstractmethod
-    def _update(state: Storage, grads: Tensor, layout: Layout, group: Group, step: int, refresh: Refresh) -> Tensor: ...
+    def _update(
+        state: Storage, grads: Tensor, layout: Layout, group: Group, step: int, refresh: Refresh, read_norms: ReadNorms
+    ) -> Tensor: ...
 
     @staticmethod
     def _prepare(state: Storage, grads: Tensor, read_params: Callable[[], Tensor], group: Group, step: int) -> Tensor:
         """What the update sees in place of the gradients; `read_params()` gives the parameters' rows, float32."""
         return grads
-
-    @staticmethod
-    def _limit(direction: Tensor, read_norms: Callable[[], Tensor], layout: Layout, group: Group) -> Tensor:
-        """The direction as far as it may go; `read_norms()` gives the norms of the parameters' rows."""
-        return direction
 
     @staticmethod
     @abstractmethod
@@ -134,13 +133,13 @@ class KroneckerOptimizer(Optimizer):
 
         grads = self._prepare(state, grads, stack.parameters, group, step)
         update = self._update if layout.preconditioned else self._update_without_basis
-        direction = update(state, grads, layout, group, step, refresh)
+        direction = update(state, grads, layout, group, step, refresh, stack.parameter_norms)
         write_back(stack.storage, state, _state_dtype(group), step)
-        return self._limit(direction, stack.parameter_norms, layout, group) if layout.preconditioned else direction
+        return direction
 
     @staticmethod
     def _update_without_basis(
-        state: Storage, grads: Tensor, layout: Layout, group: Group, step: int, refresh: Refresh
+        state: Storage, grads: Tensor, layout: Layout, group: Group, step: int, refresh: Refresh, read_norms: ReadNorms
     ) -> Tensor:
         update_moments(state["exp_avg"], state["exp_avg_sq"], grads, group["betas"])
         return adam_direction(state["exp_avg"], state["exp_avg_sq"], group["betas"], group["eps"], step)

@@ -17,6 +17,7 @@ from scao_hf.optim.diagnostics import LayerDiagnostics, mass_share
 from scao_hf.optim.kronecker import (
     Group,
     KroneckerOptimizer,
+    ReadNorms,
     Refresh,
     require_count,
     require_flag,
@@ -185,7 +186,9 @@ class PublishedSCAO(KroneckerOptimizer):
         return storage
 
     @staticmethod
-    def _update(state: Storage, grads: Tensor, layout: Layout, group: Group, step: int, refresh: Refresh) -> Tensor:
+    def _update(
+        state: Storage, grads: Tensor, layout: Layout, group: Group, step: int, refresh: Refresh, read_norms: ReadNorms
+    ) -> Tensor:
         if step % group["stats_freq"] == 0:
             _gather_statistics(state, grads, group["rho"])
         if _refresh_needed(step, group):

@@ -19,6 +19,7 @@ from scao_hf.optim.diagnostics import LayerDiagnostics, mass_share
 from scao_hf.optim.kronecker import (
     Group,
     KroneckerOptimizer,
+    ReadNorms,
     Refresh,
     require_count,
     require_flag,
@@ -28,7 +29,7 @@ from scao_hf.optim.kronecker import (
 from scao_hf.optim.schedule import blend_weight, early_refresh_due, refresh_due
 from scao_hf.optim.stack import Layout, State, Storage
 
-UPDATE_RMS = 0.8
+UPDATE_RMS = 2.0
 """Root mean square of the update of a square matrix, and of any low-rank factor, at a learning rate of 1."""
 LEAST_WEIGHT = 0.1
 """What `tau` takes for the root mean square of weights that are smaller, in units of 1/√columns, such as of zeros."""
@@ -68,7 +69,7 @@ class SCAO(KroneckerOptimizer):
 
     Memory of a matrix, in bytes, with m ≤ n; AdamW's is 8·m·n:
 
-        4 [mn + mk + m + 2n + k + 2] + 16
+        4 [mn + mk + m + 2n + k + 3] + 16
 
     and times the number of blocks where a side exceeds `max_precond_dim`. In float32 whatever the dtype of the
     parameters, unless `state_dtype` says otherwise.
@@ -129,7 +130,7 @@ class SCAO(KroneckerOptimizer):
         epsilon_sparse: float = 0.0,
         block_rows: int = 16,
         damping: float = 1e-4,
-        tau: float | None = 0.08,
+        tau: float | None = 0.06,
         max_precond_dim: int = 16384,
         state_dtype: str = "float32",
         compile: bool = False,
@@ -218,13 +219,16 @@ class SCAO(KroneckerOptimizer):
             "vectors": zeros(side, rank),
             "values": zeros(rank),
             "trace": zeros(),
+            "peak_lr": zeros(),
             "drift": zeros(),
             "rank": zeros().long(),
             "failures": zeros().long(),
         }
 
     @staticmethod
-    def _update(state: Storage, grads: Tensor, layout: Layout, group: Group, step: int, refresh: Refresh) -> Tensor:
+    def _update(
+        state: Storage, grads: Tensor, layout: Layout, group: Group, step: int, refresh: Refresh, read_norms: ReadNorms
+    ) -> Tensor:
         momentum, (beta1, beta2) = state["exp_avg"], group["betas"]
         whiten_rows, even = _compiled() if group["compile"] else (whiten, even_columns)
         momentum.lerp_(grads, 1 - beta1)
@@ -233,6 +237,7 @@ class SCAO(KroneckerOptimizer):
         if step == 1:
             state["vectors"].copy_(initial_subspace(ahead, max(layout.ranks)))
             state["rank"].fill_(max(layout.ranks))
+        state["peak_lr"].clamp_(min=group["lr"])
         weight = blend_weight(step, SCAO.adam_steps(group), group["blend_steps"])
         turn = refresh_due(step, group["precond_freq"]) or early_refresh_due(step, group["precond_freq"])
         directions = []
@@ -244,21 +249,11 @@ class SCAO(KroneckerOptimizer):
             if turn:
                 refresh(whitened)
             if weight > 0:
+                size = _update_rms(state["peak_lr"], read_norms, layout, group)
                 # Momentum looking ahead has served, and its place can be had for squares.
-                evened = even(whitened.matrix, state["whitened_sq"], beta2, _update_rms(layout, group), ahead)
+                evened = even(whitened.matrix, state["whitened_sq"], beta2, size, ahead)
                 directions.append(evened.mT if layout.ranks[1] else evened)
         return directions[0] if len(directions) == 1 else directions[0].lerp_(directions[1], weight)
-
-    @staticmethod
-    def _limit(direction: Tensor, read_norms: Callable[[], Tensor], layout: Layout, group: Group) -> Tensor:
-        if group["tau"] is None:
-            return direction
-        fan_in = layout.row_shape[1]
-        least = LEAST_WEIGHT * math.sqrt(math.prod(layout.row_shape) / fan_in)
-        longest = group["tau"] * read_norms().clamp_min(least)
-        length = group["lr"] * torch.linalg.vector_norm(direction, dim=(-2, -1))
-        # `longest` is zero where tau is, and both are where the gradient is zero as well.
-        return direction.mul_((longest / (longest + length).clamp_min(torch.finfo(length.dtype).tiny))[:, None, None])
 
     @staticmethod
     def _refresh(state: Storage, layout: Layout, group: Group, step: int, whitened: Whitened) -> None:
@@ -321,11 +316,16 @@ def _adam_direction(state: Storage, grads: Tensor, group: Group, step: int) -> T
     return factored_adam_direction(state["exp_avg"], row, column, group["betas"], group["eps"], step)
 
 
-def _update_rms(layout: Layout, group: Group) -> float:
-    if group.get("kind") in ("lora_a", "lora_b"):
-        return UPDATE_RMS
+def _update_rms(peak_lr: Tensor, read_norms: ReadNorms, layout: Layout, group: Group) -> Tensor:
     rows, columns = layout.row_shape
-    return UPDATE_RMS * math.sqrt(rows / columns)
+    low_rank = group.get("kind") in ("lora_a", "lora_b")
+    size = torch.full_like(peak_lr, UPDATE_RMS * (1.0 if low_rank else math.sqrt(rows / columns)))
+    if group["tau"] is None:
+        return size
+    root = math.sqrt(rows * columns)
+    longest = group["tau"] * read_norms().clamp_min(LEAST_WEIGHT / math.sqrt(columns) * root)
+    # `longest` is zero where tau is, and the learning rate may be.
+    return size * longest / (longest + peak_lr * size * root).clamp_min(torch.finfo(size.dtype).tiny)
 
 
 def _adaptive_rank(values: Tensor, trace: Tensor, layout: Layout, group: Group) -> Tensor:

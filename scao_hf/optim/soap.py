@@ -25,6 +25,7 @@ from scao_hf.optim.diagnostics import LayerDiagnostics
 from scao_hf.optim.kronecker import (
     Group,
     KroneckerOptimizer,
+    ReadNorms,
     Refresh,
     require_count,
     require_flag,
@@ -207,7 +208,9 @@ class SOAP(KroneckerOptimizer):
         return grads.add(read_params(), alpha=group["weight_decay"])
 
     @staticmethod
-    def _update(state: Storage, grads: Tensor, layout: Layout, group: Group, step: int, refresh: Refresh) -> Tensor:
+    def _update(
+        state: Storage, grads: Tensor, layout: Layout, group: Group, step: int, refresh: Refresh, read_norms: ReadNorms
+    ) -> Tensor:
         bases = _bases(state) if step > group["adam_warmup_steps"] else {}
         with _matmul_precision(group["fp32_matmul_prec"]):
             direction = _adam_direction(state, rotate_dims(grads, bases), group, step)

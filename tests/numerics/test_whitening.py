@@ -31,6 +31,9 @@ from scao_hf.numerics.whitening import (
 )
 
 
+ONE = torch.ones(())
+
+
 def whitened(matrix: Tensor, vectors: Tensor, active: int, block_rows: int = 2, damping: float = 1e-4) -> Whitened:
     """Of a matrix or of a batch of them, which stays as it is."""
     if matrix.ndim == 2:
@@ -393,7 +396,8 @@ def test_evened_columns_are_those_of_plain_loops(batch: tuple[int, ...], shape: 
     for step in range(4):
         white = random_matrix(*batch, *shape, seed=step)
         given = white.clone()
-        result = even_columns(white, sizes, beta)
+        wanted = random_matrix(*batch, seed=9).abs()
+        result = even_columns(white, sizes, beta, wanted)
         assert result is white
         for row, (w, evened) in enumerate(zip(matrices(given), matrices(result), strict=True)):
             kept = expected_sizes[row]
@@ -402,21 +406,21 @@ def test_evened_columns_are_those_of_plain_loops(batch: tuple[int, ...], shape: 
                 kept[j] = beta * kept[j] + (1 - beta) * shape[1] * mean
             columns = [[float(w[i, j]) / math.sqrt(kept[j]) for j in range(shape[1])] for i in range(shape[0])]
             even = torch.tensor(columns, dtype=torch.float64)
-            assert_close(evened, even / even.square().mean().sqrt())
+            assert_close(evened, float(matrices(wanted, 0)[row]) * even / even.square().mean().sqrt())
             assert_close(matrices(sizes, 1)[row], torch.tensor(kept, dtype=torch.float64))
 
 
 def test_the_columns_of_an_orthogonal_matrix_are_even_from_the_start() -> None:
     white = random_frame(dim=6, rank=6)
     sizes = torch.ones(6)
-    evened = even_columns(white.clone(), sizes, 0.95)
+    evened = even_columns(white.clone(), sizes, 0.95, ONE)
     assert_close(evened, white.double() * math.sqrt(6))
     assert_close(sizes, torch.ones(6).double())
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e6])
 def test_evened_columns_have_the_root_mean_square_one(scale: float) -> None:
-    evened = even_columns(scale * random_matrix(3, 4, 60), torch.ones(3, 60), 0.95)
+    evened = even_columns(scale * random_matrix(3, 4, 60), torch.ones(3, 60), 0.95, torch.ones(3))
     root = evened.double().square().mean((-2, -1)).sqrt()
     # Below 1e-19 squares are zero in float32; a step that small may be shorter, not longer and not NaN.
     assert_close(root if scale > 1e-19 else root.clamp_min(1), torch.ones(3).double())
@@ -427,13 +431,13 @@ def test_zeros_stay_zeros_for_as_long_as_they_come() -> None:
     for _ in range(2500):  # 0.95^2500 is far below the smallest float32
         sizes.mul_(0.95)
     for kept in (torch.ones(4096), sizes):
-        assert not even_columns(torch.zeros(3, 4096), kept, 0.95).any()
-    assert torch.isfinite(even_columns(random_matrix(3, 4096), sizes, 0.95)).all()
+        assert not even_columns(torch.zeros(3, 4096), kept, 0.95, ONE).any()
+    assert torch.isfinite(even_columns(random_matrix(3, 4096), sizes, 0.95, ONE)).all()
 
 
 def test_a_column_of_zeros_stays_one_beside_others() -> None:
     white = random_matrix(4, 6)
     white[:, 2] = 0
-    evened = even_columns(white, torch.ones(6), 0.95)
+    evened = even_columns(white, torch.ones(6), 0.95, ONE)
     assert not evened[:, 2].any()
     assert float(evened.square().mean()) == pytest.approx(1.0, rel=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,7 +56,21 @@ KEYWORDS: dict[str, dict[str, Any]] = {
 }
 
 
-def library_path(shape: tuple[int, ...], seed: int, options: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+Rate = Callable[[int], float]
+"""The learning rate of a step from 0, in units of the option."""
+
+
+def constant(step: int) -> float:
+    return 1.0
+
+
+def up_and_down(step: int) -> float:
+    return min((step + 1) / 8, (STEPS - step) / (STEPS - 7))
+
+
+def library_path(
+    shape: tuple[int, ...], seed: int, options: dict[str, Any], rate: Rate = constant
+) -> tuple[list[Tensor], list[Tensor]]:
     """The path of the library, and the pseudo-random frames that it starts from, block by block."""
     problem = NoisyQuadratic(shape, seed)
     param = torch.nn.Parameter(problem.start.clone())
@@ -63,6 +78,7 @@ def library_path(shape: tuple[int, ...], seed: int, options: dict[str, Any]) -> 
     path = []
     for step in range(STEPS):
         param.grad = problem.gradient(param.detach(), step).float()
+        optimizer.param_groups[0]["lr"] = options["lr"] * rate(step)
         optimizer.step()
         path.append(param.detach().double() - problem.start.double())
     first = problem.gradient(problem.start, 0).float().reshape(shape[0], -1)
@@ -72,11 +88,16 @@ def library_path(shape: tuple[int, ...], seed: int, options: dict[str, Any]) -> 
     return path, [initial_subspace(piece if len(piece) <= len(piece.mT) else piece.mT, rank) for piece in pieces]
 
 
-def reference_path(shape: tuple[int, ...], seed: int, frames: list[Any], **options: Any) -> tuple[list[Tensor], Any]:
+def reference_path(
+    shape: tuple[int, ...], seed: int, frames: list[Any], rate: Rate = constant, **options: Any
+) -> tuple[list[Tensor], Any]:
     problem = NoisyQuadratic(shape, seed)
     optimizer = reference.SCAO(problem.start, frames, NOISE_FLOOR, **options)
     start = problem.start.double()
-    path = [optimizer.step(problem.gradient(optimizer.parameter, step)) - start for step in range(STEPS)]
+    path = []
+    for step in range(STEPS):
+        optimizer.lr = options["lr"] * rate(step)
+        path.append(optimizer.step(problem.gradient(optimizer.parameter, step)) - start)
     return path, optimizer
 
 
@@ -105,4 +126,11 @@ def test_every_keyword_means_what_the_reference_means(name: str) -> None:
     expected, _ = reference_path(shape, 0, frames, **options)
     plain, _ = reference_path(shape, 0, plain_frames, **BASE)
     assert largest_error(plain, expected) > 1e-3, "the keyword changes nothing here, so this test would prove nothing"
+    assert largest_error(path, expected) < TOLERANCE
+
+
+def test_the_longest_step_follows_the_schedule_as_the_reference_s_does() -> None:
+    shape, options = (10, 8), BASE | KEYWORDS["warmup_steps zero"] | {"tau": 0.02}
+    path, frames = library_path(shape, 0, options | TRACKING, up_and_down)
+    expected, _ = reference_path(shape, 0, frames, up_and_down, **options)
     assert largest_error(path, expected) < TOLERANCE
