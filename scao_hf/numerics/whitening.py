@@ -19,7 +19,8 @@ class Whitened(NamedTuple):
     """What `whiten` gives.
 
     The `matrix` W (..., m, n), the `image` T = X Zᵀ (..., m, k), the eigenvalue estimates `values` diag(Uᵀ X Xᵀ U)
-    (..., k), the `trace` ‖X‖² (...), and `failed` (...) bool, where a factorisation broke down.
+    (..., k), the `trace` ‖X‖² (...), and `failed` (...) bool, where a factorisation broke down. `spare` is memory like W
+    that nobody needs any more.
     """
 
     matrix: Tensor
@@ -27,6 +28,7 @@ class Whitened(NamedTuple):
     values: Tensor
     trace: Tensor
     failed: Tensor
+    spare: Tensor
 
 
 def inverse_cholesky(gram: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,11 +113,12 @@ def whiten(matrix: Tensor, vectors: Tensor, active: Tensor, block_rows: int, dam
         W = U Z + V
 
     with δ = damping · tr(P Pᵀ)/k and δ_b = damping · mean diag(R_b R_bᵀ) + NOISE_FLOOR · ‖X‖²/m. Of Z only the `active`
-    leading rows count in R and W. Where the tracked subspace is everything (k = m) nothing is left, and W = U Z.
+    leading rows count in R and W. Where the tracked subspace is everything (k = m) nothing is left, W = (U C⁻¹) P, and
+    T = U P Pᵀ C⁻ᵀ takes no product with a long side.
 
     Args:
-        matrix: X (batch, m, n), m ≤ n for full row rank; float32 or float64; overwritten. A transposed view costs no
-            copy of an m×n matrix, and gives a transposed view.
+        matrix: X (batch, m, n), m ≤ n for full row rank; float32 or float64; overwritten, and the result or its spare
+            memory. A transposed view costs no copy of an m×n matrix, and gives a transposed view.
         vectors: U (batch, m, k), orthonormal columns.
         active: (batch,), int64, how many leading columns are in use.
         block_rows: rows of a block, ≥ 1.
@@ -132,15 +135,18 @@ def whiten(matrix: Tensor, vectors: Tensor, active: Tensor, block_rows: int, dam
     gram = projection @ projection.mT
     values = gram.diagonal(dim1=-2, dim2=-1)
     inverse, failed = inverse_cholesky(gram, damping * values.mean(-1))
+    if rank == rows:  # X = U P, and two of the products below are of small matrices
+        image = vectors @ (gram @ inverse.mT)
+        torch.matmul(vectors @ inverse, projection, out=matrix)
+        return Whitened(matrix, image, values, values.sum(-1), failed, spare=projection)
     tracked = inverse @ projection
     image = matrix @ tracked.mT
-    if rank == rows:
-        return Whitened(vectors @ tracked, image, values, values.sum(-1), failed)
     trace = torch.linalg.vector_norm(matrix, dim=(-2, -1)).square()
     tracked = tracked * (torch.arange(rank, device=active.device) < active.unsqueeze(-1)).unsqueeze(-1)
     rest = matrix.baddbmm_(image, tracked, alpha=-1)
     white, rest_failed = whiten_blocks(rest, block_rows, damping, NOISE_FLOOR / rows * trace)
-    return Whitened(white.baddbmm_(vectors, tracked), image, values, trace, failed | rest_failed)
+    white.baddbmm_(vectors, tracked)
+    return Whitened(white, image, values, trace, failed | rest_failed, spare=rest)
 
 
 def whiten_blocks(matrix: Tensor, block_rows: int, damping: float, floor: Tensor) -> tuple[Tensor, Tensor]:

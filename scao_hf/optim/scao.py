@@ -30,7 +30,7 @@ from scao_hf.optim.schedule import blend_weight, early_refresh_due, refresh_due
 from scao_hf.optim.stack import Layout, State, Storage
 
 UPDATE_RMS = 2.0
-"""Root mean square of the update of a square matrix, and of any low-rank factor, at a learning rate of 1."""
+"""Root mean square of an unbounded update of a square matrix, and of any low-rank factor, at a learning rate of 1."""
 LEAST_WEIGHT = 0.1
 """What `tau` takes for the root mean square of weights that are smaller, in units of 1/√columns, such as of zeros."""
 VOCABULARY_RATIO = 16
@@ -50,9 +50,10 @@ class SCAO(KroneckerOptimizer):
         v <- β₂ v + (1 − β₂) mean_i n W_ij²,   D = W / √v           columns of even size
         p <- (1 − lr·λ) p − s · lr · c · D / rms(D)
 
-    with c = 0.8 √(rows / columns), or 0.8 for a low-rank factor, so that AdamW's learning rate is where to start, and
-    s = 1 / (1 + a / (tau ‖p‖)) for an update of norm a: much shorter than `tau` ‖p‖ it stays as it is, and it never
-    gets longer than that (weights below 0.1/√columns count as that).
+    with c = 2 √(rows / columns), or 2 for a low-rank factor, and s = 1 / (1 + a / (tau ‖p‖)), a being the norm that the
+    update would have at the largest learning rate so far. At that rate an update much shorter than `tau` ‖p‖ stays as
+    it is, and none gets longer (weights below 0.1/√columns count as that); from then on both follow the schedule down.
+    So AdamW's learning rate is where to start, and a larger one does little harm.
     U (m, k) follows the leading eigenvectors of X Xᵀ: every `precond_freq` steps U <- orth(X Zᵀ), one step of
     orthogonal iteration, of a product that the step needs anyway. With k = m, W is an orthogonal factor of X, as in
     Muon but by a Cholesky factor; nothing of size m×m is formed for k < m. δ and δ_b are `damping` times the mean
@@ -91,8 +92,8 @@ class SCAO(KroneckerOptimizer):
             stand above the rest.
         block_rows: rows of a block of the rest.
         damping: relative Tikhonov damping of every Gram matrix.
-        tau: what the norm of an update approaches where the learning rate is too large, in units of the weights'
-            norm, so that it does little harm; None for no bound.
+        tau: what the norm of a whitened update approaches where the learning rate is too large, in units of the
+            weights' norm, at the schedule's peak and in proportion to the rate after it; None for no bound.
         max_precond_dim: longer sides are cut into equal blocks, each with a subspace of its own.
         state_dtype: of momentum, AdamW's moments and U between steps: "float32"; "bfloat16"; or "int8", with second
             moments and U in bfloat16. Rounded along offsets that even out over the steps, so that averages are not
@@ -250,8 +251,7 @@ class SCAO(KroneckerOptimizer):
                 refresh(whitened)
             if weight > 0:
                 size = _update_rms(state["peak_lr"], read_norms, layout, group)
-                # Momentum looking ahead has served, and its place can be had for squares.
-                evened = even(whitened.matrix, state["whitened_sq"], beta2, size, ahead)
+                evened = even(whitened.matrix, state["whitened_sq"], beta2, size, whitened.spare)
                 directions.append(evened.mT if layout.ranks[1] else evened)
         return directions[0] if len(directions) == 1 else directions[0].lerp_(directions[1], weight)
 
