@@ -274,7 +274,7 @@ def measure_published(
 def measure_steps(
     names: Annotated[list[str] | None, typer.Argument(help="Models; all without one.")] = None,
     out: Out = Path("runs/benchmarks"),
-    optimizer: Annotated[list[str] | None, typer.Option(help="Others than the usual five; repeat it.")] = None,
+    optimizer: Annotated[list[str] | None, typer.Option(help="Others than the usual; repeat it.")] = None,
     layers: Annotated[
         int | None, typer.Option(min=1, help="At most this many are measured, and scaled; 1 on a CPU, else all.")
     ] = None,

@@ -206,6 +206,14 @@ ADAPTERS: dict[str, Adapter] = {
         _others(0.5),
         _lora_setting(1e-2),
     ),
+    # The same numbers, slower; for those who cannot take the fused kernel, and as the step's cost without it.
+    "adamw_foreach": Adapter(
+        "AdamW (foreach)",
+        FromGroups("torch.optim", "AdamW", {"foreach": True}),
+        _setting(4e-3, 1.0, FAST),
+        _others(0.5),
+        _lora_setting(1e-2),
+    ),
     "scao": Adapter(
         "SCAO",
         FromGroups("scao_hf", "SCAO"),

@@ -26,6 +26,7 @@ from scao_hf.finetune.comparison.tuning import RATE
 ORDER = (
     *("adamw", "scao", "soap", "muon", "normuon", "scao_published", "loraplus"),
     *("lorafa", "schedulefree", "soap_pytorch_optimizer", "shampoo", "adamw8bit", "scao_pypi", "riemannian"),
+    "adamw_foreach",
 )
 GREY, PALE = "#555555", "#D9D9D9"
 WIDE = 3.0

@@ -29,7 +29,7 @@ LONGEST_SIDE = 8192
 """Of a matrix, for which some optimizer keeps a single dense factor."""
 LONGEST_BLOCK = 4096
 """What some cut longer sides into instead."""
-DEFAULT_OPTIMIZERS = ("adamw", "scao", "soap", "muon", "scao_published")
+DEFAULT_OPTIMIZERS = ("adamw", "adamw_foreach", "scao", "soap", "muon", "scao_published")
 
 
 @dataclass(frozen=True)

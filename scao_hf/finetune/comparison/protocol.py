@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from scao_hf.finetune.comparison.runs import Run, Setting, canonical
-from scao_hf.finetune.comparison.tuning import RATE, Trial
+from scao_hf.finetune.comparison.tuning import RATE, Trial, is_settled
 
 LEAST_SEEDS = 3
 """Seeds that a claim needs."""
@@ -70,7 +70,7 @@ def compare(runs: Iterable[tuple[str, Sequence[Run], Sequence[Run]]]) -> Compari
 
     Raises:
         ProtocolError: nothing to compare; unequal numbers of trials; trials that all diverged; an optimum on the edge
-            of its learning rates; finals at another setting than the best trial's; seeds that differ or that the
+            of its learning rates, unless it is flat there; finals at another setting than the best trial's; seeds that differ or that the
             tuning has seen; conditions that differ or that a run does not tell.
     """
     entries = [Entry(name, tuple(trials), tuple(finals)) for name, trials, finals in runs]
@@ -149,8 +149,7 @@ def _require_equal_trials(entries: Sequence[Entry]) -> None:
 def _require_tuned(entry: Entry) -> None:
     _require_confirmed_alike(entry)
     setting = entry.chosen
-    rates = [run.setting[RATE] for run in entry.trials]
-    if not min(rates) < setting[RATE] < max(rates):
+    if not is_settled(as_trials(entry.searched), setting[RATE]):
         raise ProtocolError(
             f"the best learning rate of {entry.name}, {setting['lr']:g}, is the smallest or the largest tried; "
             "give all optimizers more trials"
