@@ -19,8 +19,8 @@ class Whitened(NamedTuple):
     """What `whiten` gives.
 
     The `matrix` W (..., m, n), the `image` T = X Zᵀ (..., m, k), the eigenvalue estimates `values` diag(Uᵀ X Xᵀ U)
-    (..., k), the `trace` ‖X‖² (...), and `failed` (...) bool, where a factorisation broke down. `spare` is memory like W
-    that nobody needs any more.
+    (..., k), the `trace` ‖X‖² (...), and `failed` (...) bool, where a factorisation broke down. `spare` is memory
+    like W that nobody needs any more.
     """
 
     matrix: Tensor

@@ -30,7 +30,6 @@ from scao_hf.numerics.whitening import (
     whiten_blocks,
 )
 
-
 ONE = torch.ones(())
 
 

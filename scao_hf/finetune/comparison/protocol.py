@@ -70,8 +70,8 @@ def compare(runs: Iterable[tuple[str, Sequence[Run], Sequence[Run]]]) -> Compari
 
     Raises:
         ProtocolError: nothing to compare; unequal numbers of trials; trials that all diverged; an optimum on the edge
-            of its learning rates, unless it is flat there; finals at another setting than the best trial's; seeds that differ or that the
-            tuning has seen; conditions that differ or that a run does not tell.
+            of its learning rates, unless it is flat there; finals at another setting than the best trial's; seeds that
+            differ or that the tuning has seen; conditions that differ or that a run does not tell.
     """
     entries = [Entry(name, tuple(trials), tuple(finals)) for name, trials, finals in runs]
     if not entries:

@@ -13,7 +13,7 @@ from scao_hf.finetune.comparison.runs import Setting, canonical, plain
 RATE = "lr"
 SIGNIFICANT_DIGITS = 4
 FLAT = 0.002
-"""Share of the loss that the last step onto the edge of the learning rates may have gained, where nothing lies beyond."""
+"""Share of the loss that the last step onto an edge of the learning rates may have gained."""
 
 
 @dataclass(frozen=True)
