@@ -562,7 +562,8 @@ class SCAOBlock:
         if weight < 1:
             self.grads.append(grad)
             second = factored_second_moment(self.grads, beta2)[2] * (1 - beta2**options.steps)
-            result = (1 - weight) * adam_direction(self.m, second, options.betas, options.steps, options.eps)
+            adam = adam_direction(self.m, second, options.betas, options.steps, options.eps)
+            result = (1 - weight) * options.limited(adam, weights)
         if weight > 0:
             white = self.rms * self.whitened(ahead, beta2)
             result = result + weight * options.limited(white, weights)
@@ -595,9 +596,9 @@ class SCAO:
 
     Step t: the momentum takes the gradient; the direction is Adam's up to step max(warmup_steps, min_precond_updates),
     the whitened one from `blend_steps` later on, and between them a mixture; then, when t is a multiple of
-    precond_freq, or 2, 3 or 6 and below it, the frames turn and the active rank is chosen anew. A whitened direction
-    of norm a is divided by 1 + peak · a / b, where peak is the largest learning rate so far and b is tau times the norm
-    of the block's weights, whose root mean square counts as 0.1 / √columns at least.
+    precond_freq, or 2, 3 or 6 and below it, the frames turn and the active rank is chosen anew. A direction of either
+    kind and of norm a is divided by 1 + peak · a / b, where peak is the largest learning rate so far and b is tau times
+    the norm of the block's weights, whose root mean square counts as 0.1 / √columns at least.
 
     Args:
         frames: for each block, row by row, the frame (d, k) of its short side at the first step.

@@ -92,8 +92,8 @@ class SCAO(KroneckerOptimizer):
             stand above the rest.
         block_rows: rows of a block of the rest.
         damping: relative Tikhonov damping of every Gram matrix.
-        tau: what the norm of a whitened update approaches where the learning rate is too large, in units of the
-            weights' norm, at the schedule's peak and in proportion to the rate after it; None for no bound.
+        tau: what the norm of an update approaches where the learning rate is too large, in units of the weights'
+            norm, in both phases: at the schedule's peak and in proportion to the rate after it; None for no bound.
         max_precond_dim: longer sides are cut into equal blocks, each with a subspace of its own.
         state_dtype: of momentum, AdamW's moments and U between steps: "float32"; "bfloat16"; or "int8", with second
             moments and U in bfloat16. Rounded along offsets that even out over the steps, so that averages are not
@@ -243,14 +243,18 @@ class SCAO(KroneckerOptimizer):
         turn = refresh_due(step, group["precond_freq"]) or early_refresh_due(step, group["precond_freq"])
         directions = []
         if weight < 1:
-            directions.append(_adam_direction(state, grads, group, step))
+            adam = _adam_direction(state, grads, group, step)
+            rms = torch.linalg.vector_norm(adam, dim=(-2, -1)) / math.sqrt(math.prod(layout.row_shape))
+            scale = _bounded(torch.ones_like(rms), rms, state, read_norms, layout, group)
+            directions.append(adam.mul_(scale[:, None, None]))
         if weight > 0 or turn:
             whitened = whiten_rows(ahead, state["vectors"], state["rank"], group["block_rows"], group["damping"])
             state["failures"].add_(whitened.failed)
             if turn:
                 refresh(whitened)
             if weight > 0:
-                size = _update_rms(state["peak_lr"], read_norms, layout, group)
+                size = torch.full_like(state["trace"], _update_rms(layout, group))
+                size = _bounded(size, size, state, read_norms, layout, group)
                 evened = even(whitened.matrix, state["whitened_sq"], beta2, size, whitened.spare)
                 directions.append(evened.mT if layout.ranks[1] else evened)
         return directions[0] if len(directions) == 1 else directions[0].lerp_(directions[1], weight)
@@ -316,16 +320,22 @@ def _adam_direction(state: Storage, grads: Tensor, group: Group, step: int) -> T
     return factored_adam_direction(state["exp_avg"], row, column, group["betas"], group["eps"], step)
 
 
-def _update_rms(peak_lr: Tensor, read_norms: ReadNorms, layout: Layout, group: Group) -> Tensor:
+def _update_rms(layout: Layout, group: Group) -> float:
+    if group.get("kind") in ("lora_a", "lora_b"):
+        return UPDATE_RMS
     rows, columns = layout.row_shape
-    low_rank = group.get("kind") in ("lora_a", "lora_b")
-    size = torch.full_like(peak_lr, UPDATE_RMS * (1.0 if low_rank else math.sqrt(rows / columns)))
+    return UPDATE_RMS * math.sqrt(rows / columns)
+
+
+def _bounded(scale: Tensor, rms: Tensor, state: State, read_norms: ReadNorms, layout: Layout, group: Group) -> Tensor:
+    """Scales (rows,) of directions whose entries have this root mean square, as far as the bound lets them."""
     if group["tau"] is None:
-        return size
-    root = math.sqrt(rows * columns)
+        return scale
+    rows, columns = layout.row_shape
+    root, peak = math.sqrt(rows * columns), state["peak_lr"]
     longest = group["tau"] * read_norms().clamp_min(LEAST_WEIGHT / math.sqrt(columns) * root)
-    # `longest` is zero where tau is, and the learning rate may be.
-    return size * longest / (longest + peak_lr * size * root).clamp_min(torch.finfo(size.dtype).tiny)
+    # `longest` is zero where tau is, and so is the rest where the learning rate or the direction is.
+    return scale * longest / (longest + peak * rms * root).clamp_min(torch.finfo(rms.dtype).tiny)
 
 
 def _adaptive_rank(values: Tensor, trace: Tensor, layout: Layout, group: Group) -> Tensor:
