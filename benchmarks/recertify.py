@@ -51,10 +51,14 @@ def recertify(machine: Machine, store: RunStore, optimizer: str, tell: Tell) -> 
             )
     if all(config["version"] == now for config, _ in kept):
         return 0
-    config, run = max(kept, key=lambda record: record[0]["task"]["steps"])
-    tell(f"{store.path}: {optimizer}, {config['task']['steps']} steps at seed {config['seed']}, is made again")
+    config, run = max(kept, key=lambda record: _steps(record[1]))
+    tell(f"{store.path}: {optimizer}, {_steps(run)} steps at seed {config['seed']}, is made again")
     _require_equal(run, make_run(machine, {**config, "version": now}))
     return store.reconfigure(lambda each: {**each, "version": now} if each["optimizer"] == optimizer else each)
+
+
+def _steps(run: Run) -> int:
+    return run.curve[-1][0]
 
 
 def _apart_from_code(version: str) -> list[str]:
