@@ -15,7 +15,7 @@ from benchmarks.published.runs import make_run
 from benchmarks.suite import Machine
 from scao_hf.finetune.comparison.runs import Run
 from scao_hf.finetune.comparison.store import RunStore
-from scao_hf.finetune.comparison.study import Tell
+from scao_hf.finetune.comparison.study import Config, Tell
 
 CODE = ("scao_hf.", "benchmarks.")
 
@@ -51,14 +51,15 @@ def recertify(machine: Machine, store: RunStore, optimizer: str, tell: Tell) -> 
             )
     if all(config["version"] == now for config, _ in kept):
         return 0
-    config, run = max(kept, key=lambda record: _steps(record[1]))
-    tell(f"{store.path}: {optimizer}, {_steps(run)} steps at seed {config['seed']}, is made again")
+    config, run = max(kept, key=lambda record: _steps(*record))
+    tell(f"{store.path}: {optimizer}, {_steps(config, run)} steps at seed {config['seed']}, is made again")
     _require_equal(run, make_run(machine, {**config, "version": now}))
     return store.reconfigure(lambda each: {**each, "version": now} if each["optimizer"] == optimizer else each)
 
 
-def _steps(run: Run) -> int:
-    return run.curve[-1][0]
+def _steps(config: Config, run: Run) -> int:
+    """As the task says, or where it leaves that to its default as the curve does."""
+    return int(config["task"].get("steps", run.curve[-1][0]))
 
 
 def _apart_from_code(version: str) -> list[str]:

@@ -103,3 +103,14 @@ def test_runs_that_differ_in_more_than_our_code_must_be_made_again(
 def test_an_optimizer_without_runs_is_named(store: RunStore) -> None:
     with pytest.raises(ValueError, match="holds no run of adamw"):
         recertify(MACHINE, store, "adamw", lambda line: None)
+
+
+def test_a_task_that_does_not_name_its_steps_is_as_long_as_its_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RunStore(tmp_path / "runs.jsonl")
+    unnamed = {**config("soap", 1), "task": {"name": "lora"}}
+    store.add(unnamed, kept("soap", 1))
+    asked = making(monkeypatch, kept("soap", 1))
+    assert recertify(MACHINE, store, "soap", lambda line: None) == 1
+    assert asked == [{**unnamed, "version": NOW}]
