@@ -16,7 +16,7 @@ from scao_hf.finetune.comparison.protocol import Comparison, ProtocolError, as_t
 from scao_hf.finetune.comparison.runs import Run, Setting
 from scao_hf.finetune.comparison.store import RunStore
 from scao_hf.finetune.comparison.study import Config, Plan, run_study
-from scao_hf.finetune.comparison.tuning import RATE, Space, best, is_settled
+from scao_hf.finetune.comparison.tuning import RATE, Space, best, is_bracketed
 from scao_hf.finetune.errors import ERROR_LOG, FinetuneError, Interrupted
 from scao_hf.finetune.observer import Observer
 
@@ -256,13 +256,13 @@ class _Contest:
         if seed == self.plan.tuning_seed:
             self.trials[name].append(config)
         else:
-            self._require_settled(name)
+            self._require_bracketed(name)
         self.kept += self.store.get(config) is not None
         return config
 
-    def _require_settled(self, name: str) -> None:
+    def _require_bracketed(self, name: str) -> None:
         trials = as_trials(run for run in map(self.store.get, self.trials[name]) if run is not None)
-        if not is_settled(trials, best(trials).setting[RATE]):
+        if not is_bracketed(trials):
             rates = sorted(trial.setting[RATE] for trial in trials)
             raise ProtocolError(
                 f"the best learning rate of {name}, {best(trials).setting[RATE]:g}, is on the edge of those tried, "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from scao_hf.finetune.comparison.runs import Run, Setting, canonical
-from scao_hf.finetune.comparison.tuning import RATE, Trial, is_settled
+from scao_hf.finetune.comparison.tuning import RATE, Trial
 
 LEAST_SEEDS = 3
 """Seeds that a claim needs."""
@@ -70,8 +70,8 @@ def compare(runs: Iterable[tuple[str, Sequence[Run], Sequence[Run]]]) -> Compari
 
     Raises:
         ProtocolError: nothing to compare; unequal numbers of trials; trials that all diverged; an optimum on the edge
-            of its learning rates, unless it is flat there; finals at another setting than the best trial's; seeds that
-            differ or that the tuning has seen; conditions that differ or that a run does not tell.
+            of its learning rates; finals at another setting than the best trial's; seeds that differ or that the
+            tuning has seen; conditions that differ or that a run does not tell.
     """
     entries = [Entry(name, tuple(trials), tuple(finals)) for name, trials, finals in runs]
     if not entries:
@@ -149,7 +149,8 @@ def _require_equal_trials(entries: Sequence[Entry]) -> None:
 def _require_tuned(entry: Entry) -> None:
     _require_confirmed_alike(entry)
     setting = entry.chosen
-    if not is_settled(as_trials(entry.searched), setting[RATE]):
+    rates = [run.setting[RATE] for run in entry.trials]
+    if not min(rates) < setting[RATE] < max(rates):
         raise ProtocolError(
             f"the best learning rate of {entry.name}, {setting['lr']:g}, is the smallest or the largest tried; "
             "give all optimizers more trials"

@@ -12,8 +12,6 @@ from scao_hf.finetune.comparison.runs import Setting, canonical, plain
 
 RATE = "lr"
 SIGNIFICANT_DIGITS = 4
-FLAT = 0.002
-"""Share of the loss that the last step onto an edge of the learning rates may have gained."""
 
 
 @dataclass(frozen=True)
@@ -105,27 +103,10 @@ def best(done: Sequence[Trial]) -> Trial:
     return min(finite, key=lambda trial: trial.loss)
 
 
-def is_settled(done: Sequence[Trial], rate: float) -> bool:
-    """Whether a learning rate can be taken for the best: a smaller and a larger one were tried, or the edge is flat.
-
-    Where the last step outwards gained no more than `FLAT` of the loss, another of the same ratio gains no more than
-    that if the loss is convex in the logarithm of the rate.
-
-    Args:
-        done: trials on one seed.
-        rate: one of theirs.
-    """
-    rates = sorted({trial.setting[RATE] for trial in done})
-    if rates[0] < rate < rates[-1]:
-        return True
-    inwards = rates[1:2] if rate == rates[0] else rates[-2:-1]
-    here, before = _lowest(done, [rate]), _lowest(done, inwards)
-    return before - here <= FLAT * abs(here)
-
-
-def _lowest(done: Sequence[Trial], rates: Sequence[float]) -> float:
-    found = [trial.loss for trial in done if trial.setting[RATE] in rates and math.isfinite(trial.loss)]
-    return min(found, default=math.inf)
+def is_bracketed(done: Sequence[Trial]) -> bool:
+    """Whether a smaller and a larger learning rate than the best were tried."""
+    rates = [trial.setting[RATE] for trial in done]
+    return min(rates) < best(done).setting[RATE] < max(rates)
 
 
 def _stages(space: Space, done: Sequence[Trial]) -> Iterator[list[Setting]]:
