@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks import memory
 from scao_hf.optim.kronecker import KroneckerOptimizer
+from scao_hf.optim.scao import SCAO
 
 
 class Batch(NamedTuple):
@@ -109,6 +110,8 @@ def train(task: Task, build: Build, seed: int, device: torch.device, clip: float
     curve_part = evaluation[: task.curve_batches]
     before = memory.reserved_bytes(device)
     optimizer = build(model)
+    if isinstance(optimizer, SCAO):
+        optimizer.set_total_steps(task.steps)  # as transformers' Trainer does
     scheduler = LambdaLR(optimizer, lambda step: task.schedule.factor(step, task.steps))
     bound = task.clip if clip is None else clip
     order, targets = hashlib.sha256(), 0

@@ -598,7 +598,8 @@ class SCAO:
     the whitened one from `blend_steps` later on, and between them a mixture; then, when t is a multiple of
     precond_freq, or 2, 3 or 6 and below it, the frames turn and the active rank is chosen anew. A direction of either
     kind and of norm a is divided by 1 + peak · a / b, where peak is the largest learning rate so far and b is tau times
-    the norm of the block's weights, whose root mean square counts as 0.1 / √columns at least.
+    the norm of the block's weights, whose root mean square counts as 0.1 / √columns at least. In a run of N < 200
+    total steps tau counts √(200 / N) times.
 
     Args:
         frames: for each block, row by row, the frame (d, k) of its short side at the first step.
@@ -625,6 +626,7 @@ class SCAO:
         damping: float,
         max_precond_dim: int,
         tau: float | None,
+        total_steps: int | None,
     ):
         self.parameter = parameter.double().clone()
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
@@ -633,6 +635,8 @@ class SCAO:
         self.k_min, self.epsilon_sparse = k_min, epsilon_sparse
         self.block_rows, self.damping, self.noise_floor = block_rows, damping, noise_floor
         self.max_precond_dim, self.tau = max_precond_dim, tau
+        if tau is not None and total_steps is not None and total_steps < 200:
+            self.tau = tau * math.sqrt(200 / total_steps)
         self.matrix_shape = (parameter.shape[0], parameter[0].numel())
         pieces = cut(torch.zeros(self.matrix_shape), max_precond_dim)
         self.blocks = [

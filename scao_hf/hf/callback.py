@@ -108,9 +108,11 @@ def _warn_of_a_checkpoints_settings(optimizer: KroneckerOptimizer, args: Trainin
     if name not in OPTIMIZERS or not isinstance(optimizer, optimizer_class(name)):
         return
     asked = hyperparameters(name, {**training_options(args), **options_of(args)})
+    # A group's sides are `parameter_groups`'s to say, and a length that was not asked for is the Trainer's.
+    unasked = {"sides"} | ({"total_steps"} if asked.get("total_steps") is None else set())
     for option, value in asked.items():
         restored = optimizer.param_groups[0].get(option, value)
-        if option != "sides" and restored != value and not callable(restored):
+        if option not in unasked and restored != value and not callable(restored):
             warn_overridden(f"the checkpoint's {option}", restored, f"the arguments' {option}", value)
 
 

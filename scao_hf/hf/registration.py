@@ -152,12 +152,14 @@ def _handle(context: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _wrap_trainer(module: ModuleType) -> None:
-    trainer = getattr(module, "Trainer", None)
-    published = getattr(trainer, "get_optimizer_cls_and_kwargs", None)
-    if published is None:
-        raise RegistrationError("transformers.Trainer has no method get_optimizer_cls_and_kwargs")
-    if not hasattr(published, "_scao_hf_answers"):
-        trainer.get_optimizer_cls_and_kwargs = staticmethod(_answer_before(published))  # type: ignore[union-attr]
+    trainer: Any = getattr(module, "Trainer", None)
+    for name in ("get_optimizer_cls_and_kwargs", "create_scheduler"):
+        if getattr(trainer, name, None) is None:
+            raise RegistrationError(f"transformers.Trainer has no method {name}")
+    if not hasattr(trainer.get_optimizer_cls_and_kwargs, "_scao_hf_answers"):
+        trainer.get_optimizer_cls_and_kwargs = staticmethod(_answer_before(trainer.get_optimizer_cls_and_kwargs))
+    if not hasattr(trainer.create_scheduler, "_scao_hf_tells"):
+        trainer.create_scheduler = _tell_before(trainer.create_scheduler)
 
 
 def _answer_before(published: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
@@ -177,6 +179,23 @@ def _answer_before(published: Callable[..., tuple[Any, Any]]) -> Callable[..., t
 
     get_optimizer_cls_and_kwargs._scao_hf_answers = True  # type: ignore[attr-defined]
     return get_optimizer_cls_and_kwargs
+
+
+def _tell_before(published: Callable[..., Any]) -> Callable[..., Any]:
+    """`Trainer.create_scheduler`, where the optimizer is there and the length of the run is known."""
+
+    @functools.wraps(published)
+    def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
+        from scao_hf.hf.callback import unwrap_optimizer
+        from scao_hf.optim.scao import SCAO
+
+        chosen = unwrap_optimizer(self.optimizer if optimizer is None else optimizer)
+        if isinstance(chosen, SCAO):
+            chosen.set_total_steps(num_training_steps)
+        return published(self, num_training_steps, optimizer)
+
+    create_scheduler._scao_hf_tells = True  # type: ignore[attr-defined]
+    return create_scheduler
 
 
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {

@@ -35,6 +35,8 @@ LEAST_WEIGHT = 0.1
 """What `tau` takes for the root mean square of weights that are smaller, in units of 1/√columns, such as of zeros."""
 VOCABULARY_RATIO = 16
 """A matrix this many times longer than wide, and not a low-rank factor, is taken for a table over a vocabulary."""
+SHORT_RUN = 200
+"""Steps below which a run is too short to go its way in steps of `tau`."""
 
 
 @final
@@ -53,7 +55,8 @@ class SCAO(KroneckerOptimizer):
     with c = 2 √(rows / columns), or 2 for a low-rank factor, and s = 1 / (1 + a / (tau ‖p‖)), a being the norm that the
     update would have at the largest learning rate so far. At that rate an update much shorter than `tau` ‖p‖ stays as
     it is, and none gets longer (weights below 0.1/√columns count as that); from then on both follow the schedule down.
-    So AdamW's learning rate is where to start, and a larger one does little harm.
+    So AdamW's learning rate is where to start, and a larger one does little harm. A run of N < 200 `total_steps` has
+    fewer steps to get anywhere in: there `tau` counts √(200 / N) times.
     U (m, k) follows the leading eigenvectors of X Xᵀ: every `precond_freq` steps U <- orth(X Zᵀ), one step of
     orthogonal iteration, of a product that the step needs anyway. With k = m, W is an orthogonal factor of X, as in
     Muon but by a Cholesky factor; nothing of size m×m is formed for k < m. δ and δ_b are `damping` times the mean
@@ -94,6 +97,7 @@ class SCAO(KroneckerOptimizer):
         damping: relative Tikhonov damping of every Gram matrix.
         tau: what the norm of an update approaches where the learning rate is too large, in units of the weights'
             norm, in both phases: at the schedule's peak and in proportion to the rate after it; None for no bound.
+        total_steps: length of the run; None for one that is not short. Trainer tells its own, see `set_total_steps`.
         max_precond_dim: longer sides are cut into equal blocks, each with a subspace of its own.
         state_dtype: of momentum, AdamW's moments and U between steps: "float32"; "bfloat16"; or "int8", with second
             moments and U in bfloat16. Rounded along offsets that even out over the steps, so that averages are not
@@ -132,6 +136,7 @@ class SCAO(KroneckerOptimizer):
         block_rows: int = 16,
         damping: float = 1e-4,
         tau: float | None = 0.06,
+        total_steps: int | None = None,
         max_precond_dim: int = 16384,
         state_dtype: str = "float32",
         compile: bool = False,
@@ -153,6 +158,7 @@ class SCAO(KroneckerOptimizer):
             "block_rows": block_rows,
             "damping": damping,
             "tau": tau,
+            "total_steps": total_steps,
             "max_precond_dim": max_precond_dim,
             "state_dtype": state_dtype,
             "compile": compile,
@@ -176,6 +182,23 @@ class SCAO(KroneckerOptimizer):
             return {"precond_freq": 10}
         return {"precond_freq": 20, "state_dtype": "bfloat16"}
 
+    def set_total_steps(self, steps: int) -> None:
+        """Tell how long the run is, where the constructor was not told.
+
+        Groups with `total_steps` of their own keep it. transformers' Trainer calls this before its first step.
+
+        Args:
+            steps: optimizer steps from the first to the last.
+
+        Raises:
+            ValueError: less than one step.
+            TypeError: not a whole number.
+        """
+        require_count("total_steps", steps, 1)
+        for group in self.param_groups:
+            if group["total_steps"] is None:
+                group["total_steps"] = steps
+
     @staticmethod
     def _validate(group: Group) -> None:
         for name in ("warmup_steps", "blend_steps", "min_precond_updates", "k_exact"):
@@ -186,6 +209,8 @@ class SCAO(KroneckerOptimizer):
         require_number("damping", group["damping"], 1e-6)  # float32 factors nothing less
         if group["tau"] is not None:
             require_number("tau", group["tau"], 0.0)
+        if group["total_steps"] is not None:
+            require_count("total_steps", group["total_steps"], 1)
         require_flag("compile", group["compile"])
         if group["state_dtype"] not in STATE_DTYPES:
             raise ValueError(f"state_dtype must be one of {', '.join(STATE_DTYPES)}, got {group['state_dtype']!r}")
@@ -333,9 +358,14 @@ def _bounded(scale: Tensor, rms: Tensor, state: State, read_norms: ReadNorms, la
         return scale
     rows, columns = layout.row_shape
     root, peak = math.sqrt(rows * columns), state["peak_lr"]
-    longest = group["tau"] * read_norms().clamp_min(LEAST_WEIGHT / math.sqrt(columns) * root)
+    longest = _tau(group) * read_norms().clamp_min(LEAST_WEIGHT / math.sqrt(columns) * root)
     # `longest` is zero where tau is, and so is the rest where the learning rate or the direction is.
     return scale * longest / (longest + peak * rms * root).clamp_min(torch.finfo(rms.dtype).tiny)
+
+
+def _tau(group: Group) -> float:
+    steps = SHORT_RUN if group["total_steps"] is None else group["total_steps"]
+    return group["tau"] * math.sqrt(max(1.0, SHORT_RUN / steps))
 
 
 def _adaptive_rank(values: Tensor, trace: Tensor, layout: Layout, group: Group) -> Tensor:

@@ -74,10 +74,42 @@ def test_the_learning_rate_in_the_log_is_the_one_that_was_asked_for(tmp_path: Pa
     assert trainer.state.log_history[0]["learning_rate"] == 5e-3
 
 
+def _told_steps(trainer: Trainer) -> set[int | None]:
+    return {group["total_steps"] for group in unwrap_optimizer(trainer.optimizer).param_groups}
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [({"max_steps": 6}, 6), ({"max_steps": -1, "num_train_epochs": 0.5, "gradient_accumulation_steps": 2}, 4)],
+    ids=["steps", "epochs"],
+)
+def test_the_optimizer_is_told_how_long_the_run_is(changes: dict[str, Any], steps: int, tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, **changes)
+    trainer.train()
+    assert trainer.state.max_steps == steps
+    assert _told_steps(trainer) == {steps}
+
+
+def test_a_length_that_was_asked_for_stays_and_so_does_a_checkpoints(tmp_path: Path) -> None:
+    asked = tiny.trainer(tmp_path, optim_args="total_steps=30", max_steps=4, save_strategy="steps", save_steps=2)
+    asked.train()
+    assert _told_steps(asked) == {30}
+    resumed = tiny.trainer(tmp_path, max_steps=6)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert _told_steps(resumed) == {30}
+
+
+def test_a_ready_optimizer_is_told_as_well(tmp_path: Path) -> None:
+    model = tiny.llama()
+    optimizer = SCAO(model.parameters(), lr=1e-3)
+    Trainer(
+        model, tiny.arguments(tmp_path, max_steps=3), train_dataset=tiny.sequences(), optimizers=(optimizer, None)
+    ).train()
+    assert {group["total_steps"] for group in optimizer.param_groups} == {3}
+
+
 def test_a_sequence_classification_encoder_trains(tmp_path: Path) -> None:
-    # From scratch forty steps are few under the default bound on a step: docs/algorithm.md, "When not to use it".
-    options = f"{tiny.PHASES['scao']},tau=0.12"
-    args = tiny.arguments(tmp_path, max_steps=40, learning_rate=1e-2, optim_args=options)
+    args = tiny.arguments(tmp_path, max_steps=40, learning_rate=1e-2)
     trainer = Trainer(tiny.bert(), args, train_dataset=tiny.classified(), callbacks=[SCAOMonitorCallback()])
     trainer.train()
     losses = tiny.losses(trainer.state.log_history)

@@ -767,6 +767,7 @@ NONSENSE: dict[str, list[Any]] = {
     "state_dtype": ["float16", None, torch.bfloat16],
     "sides": ["top", 3],
     "tau": [-1.0, "5"],
+    "total_steps": [0, 2.5, "100"],
     "compile": ["yes", 1],
     "use_int8_ema": ["yes", 1],
     "shampoo_beta": [1.0, "0.9", float("nan")],

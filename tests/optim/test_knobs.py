@@ -55,6 +55,7 @@ KNOBS: dict[type[KroneckerOptimizer], dict[str, Knob]] = {
         "damping": Knob(0.1),
         "max_precond_dim": Knob(4),
         "tau": Knob(0.001),
+        "total_steps": Knob(10),
         "state_dtype": Knob("bfloat16"),
         "sides": Knob("left"),
     },

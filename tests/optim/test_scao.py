@@ -269,6 +269,28 @@ def test_a_step_is_shortened_by_its_length_over_the_longest(
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 100])
+@pytest.mark.parametrize(("total_steps", "share"), [(None, 1.0), (1000, 1.0), (200, 1.0), (199, 1.0025), (50, 2.0)])
+def test_steps_are_longer_where_the_run_is_short(total_steps: int | None, share: float, warmup_steps: int) -> None:
+    params = parameters([(6, 9)])
+    optimizer = SCAO(params, lr=3e5, **LIMITED, warmup_steps=warmup_steps, total_steps=total_steps)
+    before = params[0].detach().clone()
+    (after,) = train(optimizer, params, [1])
+    assert float((after - before).norm() / before.norm()) == pytest.approx(share * 0.02, rel=1e-3)
+
+
+def test_the_length_of_the_run_is_told_to_the_groups_that_have_none() -> None:
+    own, other = parameters([(6, 9), (9, 6)])
+    optimizer = SCAO([{"params": [own], "total_steps": 30}, {"params": [other]}])
+    optimizer.set_total_steps(50)
+    optimizer.set_total_steps(60)
+    assert [group["total_steps"] for group in optimizer.param_groups] == [30, 50]
+    with pytest.raises(ValueError, match="total_steps must be"):
+        optimizer.set_total_steps(0)
+    with pytest.raises(TypeError, match="total_steps must be"):
+        optimizer.set_total_steps(1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 100])
 @pytest.mark.parametrize("rates", [(3.0, 0.3, 0.6), (0.3, 3.0, 0.6)], ids=str)
 def test_the_longest_step_follows_the_schedule(rates: tuple[float, ...], warmup_steps: int) -> None:
     params, others = parameters([(6, 9)]), parameters([(6, 9)])

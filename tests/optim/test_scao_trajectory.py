@@ -30,6 +30,7 @@ BASE: dict[str, Any] = {
     "damping": 1e-4,
     "max_precond_dim": 64,
     "tau": None,
+    "total_steps": None,
 }
 TRACKING: dict[str, Any] = {"k_max": 4, "k_exact": 0}
 """Options that decide which frames there are; the reference is given the frames instead."""
@@ -52,6 +53,7 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "damping": {"damping": 1e-1},
     "max_precond_dim": {"max_precond_dim": 5},
     "tau": {"tau": 0.02},
+    "tau in a short run": {"tau": 0.02, "total_steps": 40},
     "tau in blocks": {"tau": 0.02, "max_precond_dim": 5},
 }
 
