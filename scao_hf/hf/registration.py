@@ -2,8 +2,9 @@
 
 transformers has no public way to name an optimizer: `TrainingArguments.optim` is a closed enumeration, and the table
 behind it (transformers 5.2 and later) is private. So the names are added to the enumeration in place, to that table
-where there is one, and `Trainer.get_optimizer_cls_and_kwargs` answers for them. `import scao_hf` does this as soon as
-transformers' modules are imported, before or after, without importing them itself.
+where there is one, and `Trainer.get_optimizer_cls_and_kwargs` answers for them; `Trainer.create_scheduler`, which is told
+how many steps a run has, tells SCAO. `import scao_hf` does this as soon as transformers' modules are imported, before or
+after, without importing them itself.
 
 This module and everything it imports at the top must stay free of torch and transformers.
 """
