@@ -133,7 +133,7 @@ def findings(machine: Machine, store: RunStore, arms: Sequence[Arm]) -> list[Fin
 
 
 def write(machine: Machine, store: RunStore, folder: Path) -> list[Path]:
-    """Write `summary.md` and the figure of the learning rate.
+    """Write `summary.md` and, of more than one learning rate, its figure.
 
     Raises:
         ValueError: there is nothing to write about.
@@ -141,13 +141,17 @@ def write(machine: Machine, store: RunStore, folder: Path) -> list[Path]:
     parts, rates = findings(machine, store, ARMS), findings(machine, store, rate_arms())
     page = folder / "summary.md"
     page.write_text(_page(parts, rates, machine), encoding="utf-8")
+    if len(rates) == 1:
+        return [page]
     with matplotlib.rc_context(STYLE):
-        drawn = save(_rate_figure(rates), folder / "loss_by_rate")
-    return [page, *drawn]
+        return [page, *save(_rate_figure(rates), folder / "loss_by_rate")]
 
 
 def _page(parts: Sequence[Finding], rates: Sequence[Finding], machine: Machine) -> str:
     data = " --data-dir DATA" if machine.folder else ""
+    made = [*dict.fromkeys(found.arm.part for found in (*parts, *rates) if found.arm.change)]
+    every = {arm.part for arm in (*ARMS, *rate_arms()) if arm.change}
+    only = "" if set(made) == every else "".join(f" --only {part}" for part in made)
     environment = parts[0].runs[0].measures["environment"]
     seeds = ", ".join(map(str, SEEDS))
     return "\n\n".join(
@@ -158,16 +162,22 @@ def _page(parts: Sequence[Finding], rates: Sequence[Finding], machine: Machine) 
             f"setting is not tuned again: {', '.join(f'{name} {short(value)}' for name, value in start().items())}.",
             "## One thing changed at a time",
             table(("changed", "final loss", "− as it comes (95%)", "ms a step in the optimizer"), map(_row, parts)),
-            "## The learning rate",
-            f"× is of {start()['lr']:g}, the best of AdamW's on this task.",
-            table(("learning rate", "final loss", "− at × 1 (95%)", "ms a step in the optimizer"), map(_row, rates)),
-            "![loss_by_rate](loss_by_rate.svg)",
-            f"<sub>`python -m benchmarks ablation{data} --out benchmarks/results`. {hardware_of(environment)}; "
+            *(_rate_section(rates) if len(rates) > 1 else ()),
+            f"<sub>`python -m benchmarks ablation{data}{only} --out benchmarks/results`. {hardware_of(environment)}; "
             f"{versions_of(environment)}. Milliseconds are process time of a machine that may have been at other "
             "work.</sub>",
             "",
         ]
     )
+
+
+def _rate_section(rates: Sequence[Finding]) -> list[str]:
+    return [
+        "## The learning rate",
+        f"× is of {start()['lr']:g}, the best of AdamW's on this task.",
+        table(("learning rate", "final loss", "− at × 1 (95%)", "ms a step in the optimizer"), map(_row, rates)),
+        "![loss_by_rate](loss_by_rate.svg)",
+    ]
 
 
 def _row(found: Finding) -> tuple[str, ...]:

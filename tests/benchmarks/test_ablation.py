@@ -70,5 +70,17 @@ def test_the_page_has_a_row_for_every_arm_with_all_its_seeds(tmp_path: Path) -> 
     assert f"| {ARMS[1].name} | 1.610 ± 0.010 | +0.100 ± 0.000 | 10.0 |" in page
     assert page.count("| lr × ") == len(ablation.FACTORS)
     assert ARMS[3].name not in page
+    assert f"ablation --only {ARMS[1].part} --only lr --out" in page
     assert {path.name for path in paths} == {"summary.md", "loss_by_rate.svg", "loss_by_rate.png"}
     assert all(path.exists() for path in paths)
+
+
+def test_one_learning_rate_is_no_curve(tmp_path: Path) -> None:
+    paths = write(MACHINE, filled(tmp_path, ARMS[:2]), tmp_path)
+    assert paths == [tmp_path / "summary.md"]
+    assert "learning rate" not in paths[0].read_text(encoding="utf-8")
+
+
+def test_with_every_arm_there_the_command_names_no_part(tmp_path: Path) -> None:
+    write(MACHINE, filled(tmp_path, [*ARMS, *(arm for arm in rate_arms() if arm.change)]), tmp_path)
+    assert "`python -m benchmarks ablation --out" in (tmp_path / "summary.md").read_text(encoding="utf-8")
