@@ -78,7 +78,8 @@ def find_rate(recipe: Recipe, sweep: Sweep, observer: Observer | None = None) ->
     """Run the sweep; nothing of it is kept.
 
     Args:
-        recipe: from `load_recipe`; its learning rate, its schedule and its number of steps are not used.
+        recipe: from `load_recipe`; its learning rate and its schedule are not used, and its number of steps only to
+            tell SCAO how long the run will be that the rate is for.
         sweep: the rates.
         observer: told of every stage and step.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -10,12 +11,14 @@ from typing import Any
 
 import torch
 
+from scao_hf.finetune import settings
 from scao_hf.finetune.config import Recipe
 from scao_hf.finetune.lr_find import Sweep, left
 from scao_hf.finetune.measured_run import UnkeptRun
 from scao_hf.finetune.observer import Observer, RunInfo
 from scao_hf.finetune.results.history import Points
 from scao_hf.finetune.trainer import GuardedTrainer
+from scao_hf.hf.callback import tell_total_steps
 
 _QUIET = {
     "logging_steps": 1,
@@ -35,6 +38,8 @@ class SweepTrainer(GuardedTrainer):
     """A trainer whose learning rate follows a sweep, and which stops where the loss leaves."""
 
     sweep: Sweep
+    run_steps: int
+    """Of the run that the rate is for."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.losses: Points = []
@@ -43,6 +48,7 @@ class SweepTrainer(GuardedTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         chosen: Any = self.optimizer if optimizer is None else optimizer
         sweep = self.sweep
+        tell_total_steps(chosen, self.run_steps)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             chosen, lambda taken: sweep.rate(min(taken + 1, sweep.steps)) / sweep.high
         )
@@ -72,12 +78,15 @@ class SweepRun(UnkeptRun):
     def __init__(self, recipe: Recipe, sweep: Sweep, observer: Observer, output_dir: Path) -> None:
         settled = {**recipe.training, **_QUIET, "max_steps": sweep.steps, "learning_rate": sweep.high}
         super().__init__(replace(recipe, training=settled), recipe.seed, observer, output_dir)
-        self.sweep = sweep
+        self.sweep, self.run_steps = sweep, recipe.training.get("max_steps", -1)
 
     def losses(self) -> tuple[RunInfo, Points]:
         """What was trained, and the loss of every step at its learning rate, as far as it is finite."""
         self.prepare()
         self.trainer.sweep = self.sweep
+        run = copy.copy(self.trainer.args)
+        run.max_steps = self.run_steps
+        self.trainer.run_steps = settings.total_steps(run, self.train_rows())
         self.trainer.add_callback(self.reporter())
         self.observer.notice(f"the learning rate grows from {self.sweep.low:g} to {self.sweep.high:g}")
         with suppress(_Left):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from typing import Any
 
 from transformers.trainer_callback import CallbackHandler, TrainerCallback, TrainerControl, TrainerState
@@ -12,6 +13,7 @@ from transformers.training_args import TrainingArguments
 from scao_hf.hf.arguments import optimizer_name, options_of, training_options, warn_overridden
 from scao_hf.hf.options import OPTIMIZERS, hyperparameters, optimizer_class
 from scao_hf.optim.kronecker import KroneckerOptimizer
+from scao_hf.optim.scao import SCAO
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,18 @@ def unwrap_optimizer(optimizer: Any) -> Any:
     return optimizer
 
 
+def tell_total_steps(optimizer: Any, steps: float) -> None:
+    """Tell SCAO, inside accelerate's wrappers too, how long the run is; others need no telling.
+
+    Args:
+        optimizer: any.
+        steps: a part of one counts as one; less than one is no run.
+    """
+    inner = unwrap_optimizer(optimizer)
+    if isinstance(inner, SCAO) and steps > 0:
+        inner.set_total_steps(math.ceil(steps))
+
+
 def _warn_of_a_long_adam_phase(optimizer: KroneckerOptimizer, max_steps: int) -> None:
     # A group that takes Adam throughout does so by choice.
     groups = [g for g in optimizer.param_groups if g.get("sides") != "none" and g.get("kind") != "vector"]
@@ -108,11 +122,9 @@ def _warn_of_a_checkpoints_settings(optimizer: KroneckerOptimizer, args: Trainin
     if name not in OPTIMIZERS or not isinstance(optimizer, optimizer_class(name)):
         return
     asked = hyperparameters(name, {**training_options(args), **options_of(args)})
-    # A group's sides are `parameter_groups`'s to say, and a length that was not asked for is the Trainer's.
-    unasked = {"sides"} | ({"total_steps"} if asked.get("total_steps") is None else set())
     for option, value in asked.items():
         restored = optimizer.param_groups[0].get(option, value)
-        if option not in unasked and restored != value and not callable(restored):
+        if option != "sides" and restored != value and not callable(restored):
             warn_overridden(f"the checkpoint's {option}", restored, f"the arguments' {option}", value)
 
 

@@ -2,9 +2,9 @@
 
 transformers has no public way to name an optimizer: `TrainingArguments.optim` is a closed enumeration, and the table
 behind it (transformers 5.2 and later) is private. So the names are added to the enumeration in place, to that table
-where there is one, and `Trainer.get_optimizer_cls_and_kwargs` answers for them; `Trainer.create_scheduler`, which is told
-how many steps a run has, tells SCAO. `import scao_hf` does this as soon as transformers' modules are imported, before or
-after, without importing them itself.
+where there is one, and `Trainer.get_optimizer_cls_and_kwargs` answers for them. `Trainer.create_scheduler`, which is
+told how many steps a run has, tells SCAO. `import scao_hf` does this as soon as transformers' modules are imported,
+before or after, without importing them itself.
 
 This module and everything it imports at the top must stay free of torch and transformers.
 """
@@ -186,14 +186,11 @@ def _tell_before(published: Callable[..., Any]) -> Callable[..., Any]:
     """`Trainer.create_scheduler`, where the optimizer is there and the length of the run is known."""
 
     @functools.wraps(published)
-    def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
-        from scao_hf.hf.callback import unwrap_optimizer
-        from scao_hf.optim.scao import SCAO
+    def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None, *args: Any, **kwargs: Any) -> Any:
+        from scao_hf.hf.callback import tell_total_steps
 
-        chosen = unwrap_optimizer(self.optimizer if optimizer is None else optimizer)
-        if isinstance(chosen, SCAO):
-            chosen.set_total_steps(num_training_steps)
-        return published(self, num_training_steps, optimizer)
+        tell_total_steps(self.optimizer if optimizer is None else optimizer, num_training_steps)
+        return published(self, num_training_steps, optimizer, *args, **kwargs)
 
     create_scheduler._scao_hf_tells = True  # type: ignore[attr-defined]
     return create_scheduler

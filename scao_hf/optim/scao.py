@@ -56,7 +56,7 @@ class SCAO(KroneckerOptimizer):
     update would have at the largest learning rate so far. At that rate an update much shorter than `tau` ‖p‖ stays as
     it is, and none gets longer (weights below 0.1/√columns count as that); from then on both follow the schedule down.
     So AdamW's learning rate is where to start, and a larger one does little harm. A run of N < 200 `total_steps` has
-    fewer steps to get anywhere in: there `tau` counts √(200 / N) times.
+    fewer steps to get anywhere in: there `tau`, given or not, counts √(200 / N) times.
     U (m, k) follows the leading eigenvectors of X Xᵀ: every `precond_freq` steps U <- orth(X Zᵀ), one step of
     orthogonal iteration, of a product that the step needs anyway. With k = m, W is an orthogonal factor of X, as in
     Muon but by a Cholesky factor; nothing of size m×m is formed for k < m. δ and δ_b are `damping` times the mean
@@ -97,7 +97,8 @@ class SCAO(KroneckerOptimizer):
         damping: relative Tikhonov damping of every Gram matrix.
         tau: what the norm of an update approaches where the learning rate is too large, in units of the weights'
             norm, in both phases: at the schedule's peak and in proportion to the rate after it; None for no bound.
-        total_steps: length of the run; None for one that is not short. Trainer tells its own, see `set_total_steps`.
+        total_steps: length of the run, for `tau`, which 200 or more leave as it is. None takes what `set_total_steps`
+            was told, as it is by transformers' Trainer, or 200.
         max_precond_dim: longer sides are cut into equal blocks, each with a subspace of its own.
         state_dtype: of momentum, AdamW's moments and U between steps: "float32"; "bfloat16"; or "int8", with second
             moments and U in bfloat16. Rounded along offsets that even out over the steps, so that averages are not
@@ -183,9 +184,12 @@ class SCAO(KroneckerOptimizer):
         return {"precond_freq": 20, "state_dtype": "bfloat16"}
 
     def set_total_steps(self, steps: int) -> None:
-        """Tell how long the run is, where the constructor was not told.
+        """Tell how long the run is, for groups that have no `total_steps` of their own; the last call counts.
 
-        Groups with `total_steps` of their own keep it. transformers' Trainer calls this before its first step.
+        With this package imported transformers' Trainer does it where it makes the learning rate's schedule. A subclass
+        with a `create_scheduler` that does not call its parent's has to, and so does a loop of one's own. What was told
+        is saved with the state; told again before a state is loaded, as by a run that is to go on for longer, the new
+        length stays.
 
         Args:
             steps: optimizer steps from the first to the last.
@@ -194,10 +198,17 @@ class SCAO(KroneckerOptimizer):
             ValueError: less than one step.
             TypeError: not a whole number.
         """
-        require_count("total_steps", steps, 1)
+        require_count("steps", steps, 1)
         for group in self.param_groups:
-            if group["total_steps"] is None:
-                group["total_steps"] = steps
+            group["told_steps"] = steps
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As `KroneckerOptimizer.load_state_dict`; see `set_total_steps` for what becomes of the length of the run."""
+        told = [group.get("told_steps") for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, steps in zip(self.param_groups, told, strict=True):
+            if steps is not None:
+                group["told_steps"] = steps
 
     @staticmethod
     def _validate(group: Group) -> None:
@@ -364,7 +375,7 @@ def _bounded(scale: Tensor, rms: Tensor, state: State, read_norms: ReadNorms, la
 
 
 def _tau(group: Group) -> float:
-    steps = SHORT_RUN if group["total_steps"] is None else group["total_steps"]
+    steps = group["total_steps"] or group.get("told_steps") or SHORT_RUN
     return group["tau"] * math.sqrt(max(1.0, SHORT_RUN / steps))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from scao_hf import SCAO
 from scao_hf.finetune.errors import FinetuneError
 from scao_hf.finetune.lr_find import Sweep, check_folder, concluded, find_rate, left, write
 from scao_hf.finetune.observer import RunInfo
@@ -79,6 +80,23 @@ def test_a_real_sweep_keeps_its_record_alone(recipe_file: Path, tmp_path: Path) 
     record = json.loads(files[0].read_text(encoding="utf-8"))
     assert (record["optimizer"], record["ended_at"], len(record["rates"])) == ("scao", found.ended_at, found.ended_at)
     check_folder(tmp_path / "sweep")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [(["training.max_steps=7"], 7), (["training.max_steps=-1", "training.num_train_epochs=2"], None)],
+    ids=["steps", "epochs"],
+)
+def test_steps_of_a_sweep_are_bounded_as_the_run_s_will_be(
+    overrides: list[str], steps: int | None, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(SCAO, "set_total_steps", lambda self, steps: told.append(steps))
+    recipe = load_recipe(str(recipe_file), overrides)
+    info = find_rate(recipe, Sweep(low=1e-4, high=1e-2, steps=5)).info
+    batch, rows = recipe.training["per_device_train_batch_size"], info.train_rows
+    assert rows is not None
+    assert set(told) == {steps or 2 * math.ceil(rows / batch)}
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_the_learning_rate_in_the_log_is_the_one_that_was_asked_for(tmp_path: Pa
 
 
 def _told_steps(trainer: Trainer) -> set[int | None]:
-    return {group["total_steps"] for group in unwrap_optimizer(trainer.optimizer).param_groups}
+    return {group.get("told_steps") for group in unwrap_optimizer(trainer.optimizer).param_groups}
 
 
 @pytest.mark.parametrize(
@@ -90,22 +90,42 @@ def test_the_optimizer_is_told_how_long_the_run_is(changes: dict[str, Any], step
     assert _told_steps(trainer) == {steps}
 
 
-def test_a_length_that_was_asked_for_stays_and_so_does_a_checkpoints(tmp_path: Path) -> None:
-    asked = tiny.trainer(tmp_path, optim_args="total_steps=30", max_steps=4, save_strategy="steps", save_steps=2)
-    asked.train()
-    assert _told_steps(asked) == {30}
-    resumed = tiny.trainer(tmp_path, max_steps=6)
+def test_a_run_that_goes_on_for_longer_is_as_long_as_that(tmp_path: Path) -> None:
+    tiny.trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2).train()
+    resumed = tiny.trainer(tmp_path, max_steps=12)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert _told_steps(resumed) == {30}
+    assert _told_steps(resumed) == {12}
+
+
+def test_a_length_that_was_asked_for_is_the_checkpoints_as_every_option_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny.trainer(tmp_path, optim_args="total_steps=30", max_steps=4, save_strategy="steps", save_steps=2).train()
+    resumed = Trainer(
+        tiny.llama(),
+        tiny.arguments(tmp_path, max_steps=6, optim_args=None),
+        train_dataset=tiny.sequences(),
+        callbacks=[SCAOMonitorCallback()],
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert {group["total_steps"] for group in unwrap_optimizer(resumed.optimizer).param_groups} == {30}
+    assert "the checkpoint's total_steps=30 is used" in caplog.text
 
 
 def test_a_ready_optimizer_is_told_as_well(tmp_path: Path) -> None:
     model = tiny.llama()
     optimizer = SCAO(model.parameters(), lr=1e-3)
-    Trainer(
-        model, tiny.arguments(tmp_path, max_steps=3), train_dataset=tiny.sequences(), optimizers=(optimizer, None)
-    ).train()
-    assert {group["total_steps"] for group in optimizer.param_groups} == {3}
+    args = tiny.arguments(tmp_path, max_steps=3)
+    Trainer(model, args, train_dataset=tiny.sequences(), optimizers=(optimizer, None)).train()
+    assert {group["told_steps"] for group in optimizer.param_groups} == {3}
+
+
+@pytest.mark.parametrize("steps", [0, 2.5])
+def test_a_scheduler_of_no_steps_or_of_a_fraction_can_be_made(steps: float, tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path)
+    trainer.create_optimizer()
+    trainer.create_scheduler(steps)  # type: ignore[arg-type]
+    assert _told_steps(trainer) == ({3} if steps else {None})
 
 
 def test_a_sequence_classification_encoder_trains(tmp_path: Path) -> None:

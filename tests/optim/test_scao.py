@@ -278,16 +278,36 @@ def test_steps_are_longer_where_the_run_is_short(total_steps: int | None, share:
     assert float((after - before).norm() / before.norm()) == pytest.approx(share * 0.02, rel=1e-3)
 
 
+def shares(optimizer: SCAO) -> list[float]:
+    """Of `tau`, the length of a first step of each parameter in units of its norm; the rate has to be large."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    before = [param.detach().clone() for param in params]
+    after = train(optimizer, params, [1])
+    return [float((new - old).norm() / old.norm()) / 0.02 for new, old in zip(after, before, strict=True)]
+
+
 def test_the_length_of_the_run_is_told_to_the_groups_that_have_none() -> None:
     own, other = parameters([(6, 9), (9, 6)])
-    optimizer = SCAO([{"params": [own], "total_steps": 30}, {"params": [other]}])
+    groups = [{"params": [own], "total_steps": 100}, {"params": [other]}]
+    optimizer = SCAO(groups, lr=3e5, **LIMITED)
+    optimizer.set_total_steps(8)
     optimizer.set_total_steps(50)
-    optimizer.set_total_steps(60)
-    assert [group["total_steps"] for group in optimizer.param_groups] == [30, 50]
-    with pytest.raises(ValueError, match="total_steps must be"):
+    assert shares(optimizer) == pytest.approx([2**0.5, 2.0], rel=1e-3)
+    with pytest.raises(ValueError, match="steps must be"):
         optimizer.set_total_steps(0)
-    with pytest.raises(TypeError, match="total_steps must be"):
+    with pytest.raises(TypeError, match="steps must be"):
         optimizer.set_total_steps(1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("told", "share"), [(None, 2.0), (200, 1.0)])
+def test_a_told_length_is_saved_and_one_told_before_loading_stays(told: int | None, share: float) -> None:
+    saved = SCAO(parameters([(6, 9)]), lr=3e5, **LIMITED)
+    saved.set_total_steps(50)
+    resumed = SCAO(parameters([(6, 9)]), lr=3e5, **LIMITED)
+    if told is not None:
+        resumed.set_total_steps(told)
+    resumed.load_state_dict(saved.state_dict())
+    assert shares(resumed) == pytest.approx([share], rel=1e-3)
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 100])
