@@ -16,6 +16,9 @@ STUDY_OF = {
     "10M": "lm-10m",
     "LoRA r = 8": "lora-shakespeare-r8",
     "LoRA r = 16": "lora-shakespeare-r16",
+    "LoRA r = 16, 100 steps": "lora-shakespeare-r16-short",
+    "GSM8K, LoRA r = 16": "lora-gsm8k-r16",
+    "GSM8K, LoRA r = 16, 100 steps": "lora-gsm8k-r16-short",
     "all weights": "full-shakespeare",
 }
 
