@@ -77,7 +77,7 @@ def tell_total_steps(optimizer: Any, steps: float) -> None:
 
     Args:
         optimizer: any.
-        steps: a part of one counts as one; less than one is no run.
+        steps: a part of one counts as one; none is no run, and is not told.
     """
     inner = unwrap_optimizer(optimizer)
     if isinstance(inner, SCAO) and steps > 0:
